@@ -1,0 +1,1 @@
+"""secateur: prune any PyTorch model, prove the result, heal it, and show what was gained."""
