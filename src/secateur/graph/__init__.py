@@ -1,0 +1,7 @@
+"""model -> axes -> unit classes."""
+
+from secateur.graph.classes import Member, UnitClass
+from secateur.graph.rules import rule
+from secateur.graph.trace import Graph, trace
+
+__all__ = ["Graph", "Member", "UnitClass", "rule", "trace"]

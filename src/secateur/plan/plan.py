@@ -1,0 +1,167 @@
+"""The plan: which units stay, as data that can be printed, stored, composed and applied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import PlanError
+from secateur.graph.classes import Axis, axis_kept, axis_mask
+
+if TYPE_CHECKING:
+    from secateur.graph import Graph
+    from secateur.plan.verify import Verification
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One thing that the Python side of the model must say differently once sizes have changed.
+
+    With ``call`` None, attribute ``name`` of ``module`` is set to ``value`` (``config.num_heads``
+    style paths are allowed). Otherwise argument ``name`` of the ``call``-th call of ``function`` in
+    that module's forward is replaced by ``value``.
+    """
+
+    module: str
+    name: str
+    value: Any
+    old: Any = None
+    function: str | None = None
+    call: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What goes from a model.
+
+    Attributes:
+        keep: Class name -> bool mask over its units, True stays. Classes not named stay whole.
+        sizes: Number of units of every class.
+        shapes: Shape of every parameter and buffer that the plan was made for.
+        axes: Frozen axes of every parameter and buffer.
+        exact: True if the pruned model equals the masked one on every input.
+        made_by: How the plan was made: criterion, scope, amount, seed, versions.
+        edits: What the Python side must say differently; None until solved for.
+        notes: What the reader should know: classes given back, and why.
+        graph: The graph it was made from, if at hand; not part of the stored plan.
+    """
+
+    keep: Mapping[str, Tensor]
+    sizes: Mapping[str, int]
+    shapes: Mapping[str, tuple[int, ...]]
+    axes: Mapping[str, tuple[Axis, ...]]
+    exact: bool = True
+    made_by: Mapping[str, Any] = field(default_factory=dict)
+    edits: tuple[Edit, ...] | None = None
+    notes: tuple[str, ...] = ()
+    graph: Graph | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, graph: Graph, keep: Mapping[str, Tensor], **made_by: Any) -> Plan:
+        """A plan that keeps the given units; classes kept whole are left out.
+
+        Args:
+            graph: The graph of the model.
+            keep: Class name -> bool mask over its units, or the indices of the units kept.
+
+        Raises:
+            PlanError: An unknown or locked class, a mask of the wrong length, or nothing kept.
+        """
+        masks = {}
+        for name, units in keep.items():
+            if name not in graph.classes:
+                raise PlanError(f"no class named {name!r}; print(graph) lists the classes")
+            c = graph.classes[name]
+            mask = torch.as_tensor(units).cpu()
+            if mask.dtype != torch.bool:
+                if mask.numel() and not 0 <= int(mask.min()) <= int(mask.max()) < c.size:
+                    raise PlanError(f"{name}: units must be in [0, {c.size})")
+                mask = torch.zeros(c.size, dtype=torch.bool).index_fill(0, mask.long(), True)
+            if mask.shape != (c.size,):
+                raise PlanError(f"{name} has {c.size} units, the mask {tuple(mask.shape)}")
+            if mask.all():
+                continue
+            if c.locked:
+                raise PlanError(f"{name} cannot be pruned: {c.locked}")
+            if not mask.any():
+                raise PlanError(f"{name}: at least one of its {c.size} units must stay")
+            masks[name] = mask
+        return cls(
+            keep=masks,
+            sizes=graph.sizes,
+            shapes=graph.shapes,
+            axes=graph.axes,
+            exact=all(graph.classes[n].exact for n in masks),
+            made_by=made_by,
+            graph=graph,
+        )
+
+    @cached_property
+    def removed(self) -> dict[str, int]:
+        """Class name -> number of units removed."""
+        return {n: int((~m).sum()) for n, m in self.keep.items()}
+
+    def masks(self, tensor: str) -> list[Tensor]:
+        """For each axis of a parameter or buffer, which positions stay (bool)."""
+        return [axis_mask(a, self.keep, self.sizes) for a in self.axes[tensor]]
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        """Shape of a parameter or buffer after the plan is applied."""
+        return tuple(axis_kept(a, self.keep, self.sizes) for a in self.axes[tensor])
+
+    @cached_property
+    def touched(self) -> list[str]:
+        """Parameters and buffers that change."""
+        return [t for t in self.axes if self.shape(t) != tuple(self.shapes[t])]
+
+    def __str__(self) -> str:
+        from secateur.plan.show import table
+
+        return table(self)
+
+    def prepared(self, graph: Graph | None = None) -> Plan:
+        """The plan with its edits solved for; what cannot be made physical is given back, noted."""
+        if self.edits is not None:
+            return self
+        graph = graph or self.graph
+        if graph is None:
+            raise PlanError("the plan has no edits and no graph to solve for them: trace the model")
+        from secateur.plan.repair import prepare
+
+        return prepare(graph, self)
+
+    def apply(self, model: nn.Module | None = None, *, inplace: bool = False) -> nn.Module:
+        """Remove the planned units: a new, smaller model; the original stays as it was.
+
+        Args:
+            model: The model, or another checkpoint of the same architecture; default: the traced one.
+            inplace: Change the model itself, to save memory; parameters keep their identity.
+
+        Raises:
+            PlanError: The plan was made for another architecture.
+        """
+        from secateur.plan.surgery import apply
+
+        plan = self.prepared()
+        target = model if model is not None else (plan.graph.model if plan.graph else None)
+        if target is None:
+            raise PlanError("pass the model to apply the plan to")
+        return apply(plan, target, inplace=inplace)
+
+    def verify(self, model: nn.Module | None = None, **options: Any) -> Verification:
+        """Show that the pruned model equals the masked one, or where it does not."""
+        from secateur.plan.verify import verify
+
+        return verify(self, model, **options)
+
+    def with_keep(self, keep: Mapping[str, Tensor], *notes: str) -> Plan:
+        """The same plan with other units kept."""
+        if self.graph is None:
+            raise PlanError("a stored plan cannot be changed without its graph")
+        fresh = Plan.of(self.graph, keep, **self.made_by)
+        return replace(fresh, notes=(*self.notes, *notes))
