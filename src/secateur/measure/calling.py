@@ -1,0 +1,90 @@
+"""Calling a model: example inputs of any structure, evaluation mode for a while, clear errors."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from secateur.errors import DataError
+
+
+def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a call from a tensor, a tuple or list, or a dict."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
+
+
+def device_of(model: nn.Module, default: torch.device | str = "cpu") -> torch.device:
+    """The device of the model's first parameter or buffer."""
+    tensors = chain(model.parameters(), model.buffers())
+    return next((tensor.device for tensor in tensors), torch.device(default))
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """The same structure with every tensor on ``device``; mappings come back as plain dicts."""
+    if isinstance(value, Mapping):
+        return {key: to_device(item, device) for key, item in value.items()}
+    return tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, value)
+
+
+def describe(value: Any) -> str:
+    """Shapes and types of a value, for messages: ``(float32[2, 3], int64[2])``."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {describe(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, tuple | list):
+        return "(" + ", ".join(describe(v) for v in value) + ")"
+    return type(value).__name__
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's own mode comes back afterwards."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Let ``nn.TransformerEncoder`` run layer by layer, so that modules and operators show."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """Run ``model`` on example inputs.
+
+    Raises:
+        DataError: the forward failed; the message holds the shapes and the model's own words.
+    """
+    args, kwargs = as_call(inputs)
+    try:
+        return model(*args, **kwargs)
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
+        where = device_of(model)
+        devices = {t.device for t in (*args, *kwargs.values()) if isinstance(t, Tensor)} - {where}
+        on = f" on {', '.join(map(str, devices))} (the model is on {where})" if devices else ""
+        raise DataError(
+            f"{type(model).__name__} could not be run on {describe(inputs)}{on}: {error}. "
+            "Give a tensor, a tuple of positional inputs or a dict of keyword inputs that "
+            "model(...) accepts, on the model's device."
+        ) from error
