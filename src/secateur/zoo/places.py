@@ -9,6 +9,7 @@ import numpy as np
 from secateur.errors import DataError
 
 HERE = Path(__file__).parent
+PACKAGES = Path("/usr/share/datasets")
 
 
 def embedded(name: str) -> dict[str, np.ndarray]:
@@ -28,7 +29,7 @@ def cache_folder() -> Path:
 
 def folders(*names: str) -> Iterator[Path]:
     """Yield the folders in which a full data set may be, the user's own first."""
-    for root in (cache_folder(), Path("/usr/share/datasets")):
+    for root in (cache_folder(), PACKAGES):
         yield root
         for name in names:
             yield root / name

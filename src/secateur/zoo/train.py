@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -88,21 +89,25 @@ def write(model: nn.Module, name: str, folder: Path, **known: Any) -> dict[str, 
     }
     unfinished = path.with_suffix(".part")
     save_file(halves, unfinished)
+    unfinished.chmod(0o644)  # safetensors writes files that only their owner can read
     stored = build(name)
     read_weights(stored, unfinished)
     recipe: Recipe = network(name).RECIPE
+    embedded = _count(recipe.data, "test", full=False)
     card: dict[str, Any] = {
         "name": name,
         "data": recipe.data,
         "accuracy": round(evaluate(stored, name), 5),
         "accuracy_float32": round(evaluate(model, name), 5),
-        "test_samples": _count(recipe.data, "test", full=False),
+        "test_samples": embedded,
+        "accuracy_full": None,  # where there is no larger test set, or it is not at hand
+        "test_samples_full": None,
     }
-    try:
-        card["accuracy_full"] = round(evaluate(stored, name, full=True), 5)
-        card["test_samples_full"] = _count(recipe.data, "test", full=True)
-    except DataError:
-        card["accuracy_full"] = card["test_samples_full"] = None
+    with suppress(DataError):
+        whole = _count(recipe.data, "test", full=True)
+        if whole > embedded:
+            card["accuracy_full"] = round(evaluate(stored, name, full=True), 5)
+            card["test_samples_full"] = whole
     card |= {
         "parameters": sum(p.numel() for p in stored.parameters()),
         "bytes": unfinished.stat().st_size,
