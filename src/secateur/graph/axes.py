@@ -107,6 +107,9 @@ def resolve(e: Expr) -> Expr:
             base, index = resolve(e.base), e.index
             if isinstance(base, Take):
                 base, index = base.base, tuple(base.index[i] for i in index)
+            if len(index) == 1:  # size-one axes vanish from nestings, so what they read must stay
+                lock(base, "a single position is read")
+                return one()
             return base if index == tuple(range(base.size)) else Take(base, index)
 
 

@@ -9,7 +9,7 @@ integer and float arguments: after surgery the same calls are replayed and their
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,7 +73,7 @@ class Op:
         self.outs: list[Any] = list(result) if isinstance(result, tuple | list) else [result]
         names = [a.name for a in func._schema.arguments]
         self.given: dict[str, Any] = dict(zip(names, args, strict=False)) | kwargs
-        self.module = recorder.stack[-1] if recorder.stack else ""
+        self.module = recorder.scopes.stack[-1] if recorder.scopes.stack else ""
         self.record = OpRecord(str(func), self.module, [], [])
         self.zero: bool = all(recorder.zero(t) for t in self.tensors())
 
@@ -124,18 +124,42 @@ class Op:
             self.recorder.consumed.add(origin[dim % tensor.dim()])
 
 
+class Scopes:
+    """The modules that are running, and how often each torch function was called since they began."""
+
+    def __init__(self) -> None:
+        self.stack: list[str] = []
+        self.entered: list[Counter[str]] = []
+
+    def enter(self, name: str) -> None:
+        self.stack.append(name)
+        self.entered.append(Counter())
+
+    def leave(self, name: str, output: Any) -> None:
+        self.stack.pop()
+        self.entered.pop()
+
+    def called(self, function: str) -> tuple[tuple[str, int], ...]:
+        """Count a call; returns (module, number of earlier calls) from the outermost module in."""
+        scopes = tuple(
+            (m, seen[function]) for m, seen in zip(self.stack, self.entered, strict=True)
+        )
+        for seen in self.entered:
+            seen[function] += 1
+        return scopes
+
+
 class Recorder(TorchDispatchMode):
     """Keeps the axes of every tensor seen and asks the rules for those of each new one."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.scopes = Scopes()
         self.env: dict[int, Axes] = {}
         self.zeros: dict[int, bool] = {}
         self.dirty: set[int] = set()
         self.values: dict[int, Tensor] = {}
         self.alive: list[Any] = []  # ids are only unique among living objects
-        self.stack: list[str] = []
-        self.entered: list[Counter[str]] = []
         self.ops: list[OpRecord] = []
         self.calls: list[Call] = []
         self.roles: list[tuple[Expr, str]] = []
@@ -279,27 +303,14 @@ class Recorder(TorchDispatchMode):
         )
         return outs if fit else None
 
-    # The modules that are running, for names and for counting calls.
-    def enter(self, name: str) -> None:
-        self.stack.append(name)
-        self.entered.append(Counter())
-
     def leave(self, name: str, output: Any) -> None:
+        """A module ended: remember the axes of what it gave, or that it is the one that failed."""
         if output is None and self.failed_in is None:
             self.failed_in = name or "the model's forward"  # hooks run even when the forward raises
-        self.stack.pop()
-        self.entered.pop()
+        self.scopes.leave(name, output)
         found = [self.axes_of(t) for t in tensors_in(output)]
         if found:
             self.module_outputs.setdefault(name, found[0])
-
-    def called(self, func: Any) -> tuple[tuple[str, int], ...]:
-        """Count a call of ``func`` in every module that is running."""
-        name = function_name(func)
-        scopes = tuple((m, seen[name]) for m, seen in zip(self.stack, self.entered, strict=True))
-        for seen in self.entered:
-            seen[name] += 1
-        return scopes
 
 
 class Calls(TorchFunctionMode):
@@ -312,9 +323,9 @@ class Calls(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = function_name(func)
-        if name.startswith("__get__") or name in _QUIET_CALLS:
+        if is_quiet(name):
             return func(*args, **kwargs)
-        scopes = self.recorder.called(func)
+        scopes = self.recorder.scopes.called(name)
         before = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         inputs = [list(self.recorder.axes_of(t)) for t in before]
         result = func(*args, **kwargs)
@@ -346,6 +357,11 @@ _QUIET_CALLS = {
     "__hash__", "__repr__", "type", "is_pinned", "untyped_storage", "is_storage", "nelement",
     "is_inference", "is_same_size", "__format__", "__set__", "__delete__", "_is_view", "__bool__",
 }  # fmt: skip
+
+
+def is_quiet(name: str) -> bool:
+    """True for calls that only ask about a tensor."""
+    return name.startswith("__get__") or name in _QUIET_CALLS
 
 
 def function_name(func: Any) -> str:
@@ -412,13 +428,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def quiet_kernels() -> Iterator[None]:
     """Fused fast paths off, so that the operators seen are those that the rules know."""
-    fast = torch.backends.mha.get_fastpath_enabled()
+    fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    torch._C._set_mkldnn_enabled(False)
     try:
-        with torch.backends.mkldnn.flags(enabled=False):
-            yield
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        torch._C._set_mkldnn_enabled(onednn)
 
 
 @contextmanager
@@ -452,12 +469,18 @@ def run(
     modes: Sequence[Any],
     *,
     fake: bool,
-    on_tensor: Any = None,
+    state: Callable[[str, Tensor], Tensor] | None = None,
+    on_tensor: Callable[[str | None, Tensor], None] | None = None,
 ) -> Any:
     """One forward of ``model`` under ``modes`` without touching its tensors.
 
-    With ``fake`` no memory is used for data; otherwise parameters are aliased and buffers copied.
-    ``on_tensor(name, tensor)`` is told what stands for each parameter, buffer and input.
+    Args:
+        model: The model; it runs in eval mode and gets its own flags back.
+        example_inputs: As ``trace`` takes them.
+        modes: Entered in order around the forward.
+        fake: Use tensors without data; otherwise parameters are aliased and buffers copied.
+        state: What stands for each parameter and buffer instead of itself.
+        on_tensor: Told what stands for each parameter and buffer, and (with no name) each input.
     """
     args, kwargs = call_arguments(example_inputs)
     with ExitStack() as stack:
@@ -474,10 +497,21 @@ def run(
                 return mode.from_tensor(t, static_shapes=True)
             return t.detach() if id(t) in parameters else t.detach().clone()
 
-        state = {n: convert(t) for n, t in named_tensors(model).items()}
+        tensors = named_tensors(model)
+        if state is None:
+            tensors = {n: convert(t) for n, t in tensors.items()}
+        else:
+            tensors = {n: state(n, t) for n, t in tensors.items()}
+            if mode is not None:
+                with mode:  # a stand-in has only a shape; it takes the device of the original
+                    devices = {n: t.device for n, t in named_tensors(model).items()}
+                    tensors = {
+                        n: torch.empty(t.shape, dtype=t.dtype, device=devices[n])
+                        for n, t in tensors.items()
+                    }
         args, kwargs = tree_map(convert, (args, kwargs))
         if on_tensor is not None:
-            for name, t in state.items():
+            for name, t in tensors.items():
                 on_tensor(name, t)
             for t in tensors_in((args, kwargs)):
                 on_tensor(None, t)
@@ -485,7 +519,7 @@ def run(
             stack.enter_context(mode)
         for m in modes:
             stack.enter_context(m)
-        return torch.func.functional_call(model, state, args, kwargs, tie_weights=True)
+        return torch.func.functional_call(model, tensors, args, kwargs, tie_weights=True)
 
 
 def mark_outputs(recorder: Recorder, output: Any) -> None:

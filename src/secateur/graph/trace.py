@@ -233,7 +233,7 @@ def _record(
             recorder.values[id(tensor)] = real.detach()
 
     try:
-        with module_hooks(model, recorder.enter, recorder.leave):
+        with module_hooks(model, recorder.scopes.enter, recorder.leave):
             output = run(
                 model,
                 example_inputs,

@@ -110,9 +110,22 @@ class Plan:
         """For each axis of a parameter or buffer, which positions stay (bool)."""
         return [axis_mask(a, self.keep, self.sizes) for a in self.axes[tensor]]
 
+    @cached_property
+    def _counts(self) -> dict[Axis, tuple[int, int]]:
+        return {}
+
+    def counts(self, axis: Axis) -> tuple[int, int]:
+        """Number of positions of a frozen axis before and after."""
+        if isinstance(axis, int):
+            return axis, axis
+        if axis not in self._counts:
+            old = axis_kept(axis, {}, self.sizes)
+            self._counts[axis] = (old, axis_kept(axis, self.keep, self.sizes))
+        return self._counts[axis]
+
     def shape(self, tensor: str) -> tuple[int, ...]:
         """Shape of a parameter or buffer after the plan is applied."""
-        return tuple(axis_kept(a, self.keep, self.sizes) for a in self.axes[tensor])
+        return tuple(self.counts(a)[1] for a in self.axes[tensor])
 
     @cached_property
     def touched(self) -> list[str]:

@@ -1,0 +1,192 @@
+"""Replay a model's forward with the planned shapes and write down which arguments are wrong.
+
+The dense run recorded every call that the forward made, with the axes of what it read and made, so
+the plan predicts the shape of every result. Here the pruned shapes flow through the same forward
+(without data, or on real slices where the control flow reads data). A call whose own arguments give
+the predicted result is left alone; any other is made with the arguments that ``calls`` works out, and
+what had to be replaced is noted as an edit. One pass finds everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from secateur.graph.capture import Scopes, function_name, is_quiet, module_hooks, run
+from secateur.graph.trace import FrozenCall, Graph
+from secateur.plan.attention import NarrowAttention
+from secateur.plan.calls import Recorded, corrected, positional
+from secateur.plan.plan import Edit, Plan
+from secateur.plan.surgery import narrowed
+
+_LOOKAHEAD = 60
+Shapes = list[tuple[int, ...]]
+
+
+@dataclass
+class Outcome:
+    """What a replay found: the edits needed, and where it stopped, if it did."""
+
+    edits: list[Edit] = field(default_factory=list)
+    failed: FrozenCall | None = None
+    module: str = ""
+    error: str = ""
+    reached: int = 0
+
+    @property
+    def ok(self) -> bool:
+        return not self.error
+
+
+class Mismatch(Exception):  # noqa: N818 - control flow within this file
+    """A call cannot be made to give the predicted shapes."""
+
+    def __init__(self, call: FrozenCall, why: str) -> None:
+        super().__init__(why)
+        self.call = call
+
+
+class Follow(TorchFunctionMode):
+    def __init__(self, plan: Plan, calls: Sequence[FrozenCall], scopes: Scopes) -> None:
+        super().__init__()
+        self.plan = plan
+        self.calls = calls
+        self.scopes = scopes
+        self.position = 0
+        self.edits: list[Edit] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = function_name(func)
+        if is_quiet(name):
+            return func(*args, **kwargs)
+        scopes = self.scopes.called(name)
+        module = scopes[-1][0] if scopes else ""
+        call = self._recorded(name, module)
+        if call is None:
+            return func(*args, **kwargs)
+        with unset_fake_temporarily():  # the plan's masks are real tensors
+            recorded = Recorded(call, self.plan)
+            fixed_args, fixed_kwargs = corrected(recorded, args, kwargs)
+            outputs = recorded.outputs
+        changes = list(differences((args, kwargs), (fixed_args, fixed_kwargs)))
+        numbers = all(isinstance(new, float) for _, _, new in changes)
+        if not positional(name) and not numbers:
+            # The forward's own arguments may already be right, said differently (-1, chunk).
+            result = self._try(func, args, kwargs)
+            if shapes_of(result) == outputs:
+                return result
+        for path, old, new in changes:
+            self._note(scopes, name, path, old, new)
+        function = torch.split if name.endswith("chunk") and changes else func
+        try:
+            result = function(*fixed_args, **fixed_kwargs)
+        except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
+            raise Mismatch(call, f"{name} raised {type(error).__name__}: {error}") from error
+        got = shapes_of(result)
+        if got != outputs:
+            raise Mismatch(call, f"{name} gives {got} where the plan needs {outputs}")
+        return result
+
+    def _try(self, func: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            return func(*args, **kwargs)
+        except (RuntimeError, TypeError, ValueError, IndexError, AssertionError):
+            return None
+
+    def _recorded(self, name: str, module: str) -> FrozenCall | None:
+        """The recorded call that this one is; None if the dense forward did not make it."""
+        for k in range(self.position, min(len(self.calls), self.position + _LOOKAHEAD)):
+            call = self.calls[k]
+            if call.function == name and call.module == module:
+                self.position = k + 1
+                return call
+        return None
+
+    def _note(self, scopes: Any, name: str, path: str, old: Any, new: Any) -> None:
+        module, index = scopes[-1] if scopes else ("", 0)
+        value = new
+        scalable = isinstance(old, int) and isinstance(new, int) and old > 0 and new > 0
+        if scalable and name in ("view", "reshape", "expand", "unflatten", "new_zeros", "zeros"):
+            value = {"times": _reduced(new, old)}
+        self.edits.append(Edit(module, path, value, old, name, index))
+
+
+def _reduced(n: int, d: int) -> list[int]:
+    g = torch.tensor(n).gcd(torch.tensor(d)).item()
+    return [int(n // g), int(d // g)]
+
+
+def shapes_of(value: Any) -> Shapes:
+    return [tuple(t.shape) for t in tree_leaves(value) if isinstance(t, Tensor)]
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """The leaves (path, old, new) at which two argument nests differ."""
+    if old is new:
+        return []
+    if path == "":
+        return differences(old[0], new[0], "args") + differences(old[1], new[1], "kwargs")
+    if isinstance(old, slice) and isinstance(new, slice):
+        parts = (("start", old.start, new.start), ("stop", old.stop, new.stop))
+        return [(f"{path}/{k}", a, b) for k, a, b in parts if a != b]
+    if isinstance(old, Tensor) or isinstance(new, Tensor):
+        return []
+    both = isinstance(old, tuple | list) and isinstance(new, tuple | list)
+    if both and len(old) == len(new):
+        return [
+            d
+            for i, (a, b) in enumerate(zip(old, new, strict=True))
+            for d in differences(a, b, f"{path}/{i}")
+        ]
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [d for k in new for d in differences(old.get(k), new[k], f"{path}/{k}")]
+    same = type(old) is type(new) and old == new
+    return [] if same else [(path, old, new)]
+
+
+def follow(graph: Graph, plan: Plan, skeleton: nn.Module) -> Outcome:
+    """Replay the forward of ``skeleton``, whose tensors still have their old shapes."""
+    changed_modules = {
+        name for name, m in skeleton.named_modules() if isinstance(m, NarrowAttention)
+    }
+    calls = [c for c in graph.calls if c.module not in changed_modules]
+    scopes = Scopes()
+    mode = Follow(plan, calls, scopes)
+    running: list[str] = []
+
+    def leave(name: str, output: Any) -> None:
+        if output is None and not running:
+            running.append(name)
+        scopes.leave(name, output)
+
+    def state(name: str, tensor: Tensor) -> Tensor:
+        if graph.on_data:
+            return narrowed(plan, name, tensor)
+        return torch.empty(plan.shape(name), dtype=tensor.dtype, device="meta")
+
+    outcome = Outcome()
+    try:
+        with module_hooks(skeleton, scopes.enter, leave):
+            run(
+                skeleton,
+                graph.example_inputs,
+                [mode],
+                fake=not graph.on_data,
+                state=state,
+            )
+    except Mismatch as error:
+        outcome.failed, outcome.error = error.call, str(error)
+        outcome.module = error.call.module
+    except Exception as error:  # noqa: BLE001 - any check of the user's forward may fail here
+        outcome.module = running[0] if running else ""
+        outcome.error = f"{type(error).__name__}: {error}"
+    outcome.edits, outcome.reached = mode.edits, mode.position
+    return outcome

@@ -1,0 +1,269 @@
+"""Solve for what the Python side must say after surgery.
+
+1. ``follow`` replays the forward with the planned shapes and lists every argument that is wrong.
+2. Attributes are tried first, since they leave a clean model: in the modules that made those calls (and
+   their configs) every integer that equals a wrong argument is set to the right one, all together,
+   for all modules of a kind at once; then those that turn out not to matter are put back.
+3. What attributes cannot express stays as an edit of the call (see ``mend``).
+4. What cannot be mended at all is given back: the classes at the failing call stay whole, with a note.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from secateur.errors import SurgeryError
+from secateur.graph.capture import named_tensors
+from secateur.graph.classes import Axis, classes_in
+from secateur.graph.trace import FrozenCall, Graph
+from secateur.plan.follow import Outcome, follow
+from secateur.plan.plan import Edit, Plan
+from secateur.plan.surgery import change_python_side, set_attribute
+
+_ATTEMPTS = 40
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An attribute of all modules of one kind (same class, same place up to numbers) to be changed."""
+
+    kind: str
+    name: str
+    changes: tuple[tuple[str, Any, Any], ...]  # (module, old, new)
+
+
+def prepare(graph: Graph, plan: Plan) -> Plan:
+    """The plan with edits; classes that cannot be made physical are given back, with a note."""
+    for _ in range(max(1, len(plan.keep))):
+        if not plan.keep:
+            return replace(plan, edits=())
+        edits, outcome = solve(graph, plan)
+        if outcome.ok:
+            return replace(plan, edits=tuple(edits))
+        blamed = _blame(graph, plan, outcome)
+        if not blamed:
+            break
+        kept = {n: m for n, m in plan.keep.items() if n not in blamed}
+        where = f"{outcome.failed.function} in " if outcome.failed else ""
+        note = (
+            f"{', '.join(sorted(blamed))} stay whole: {where}"
+            f"{outcome.module or 'the forward'} cannot say the new size ({outcome.error})"
+        )
+        plan = plan.with_keep(kept, note)
+    raise SurgeryError(f"the plan cannot be made physical: {outcome.module}: {outcome.error}")
+
+
+def solve(graph: Graph, plan: Plan) -> tuple[list[Edit], Outcome]:
+    """Attribute edits and call edits that make the forward give the predicted shapes."""
+    skeleton = _skeleton(graph.model)
+    change_python_side(replace(plan, edits=()), skeleton)
+    outcome = follow(graph, plan, skeleton)
+    settings: list[Setting] = []
+    attempts = 0
+    tried: set[tuple[str, str, Any]] = set()
+    while attempts < _ATTEMPTS and (outcome.edits or not outcome.ok):
+        found = [s for s in _candidates(graph, plan, skeleton, outcome) if _key(s) not in tried]
+        if not found:
+            break
+        tried.update(_key(s) for s in found)
+        better, outcome, used = _improve(graph, plan, skeleton, found, outcome)
+        attempts += used
+        settings += better
+    if len(settings) > 1 or (settings and outcome.ok):
+        settings, outcome = _minimal(graph, plan, skeleton, settings, outcome)
+    edits = [Edit(m, s.name, new, old) for s in settings for m, old, new in s.changes]
+    return edits + outcome.edits, outcome
+
+
+def _key(s: Setting) -> tuple[str, str, Any]:
+    return s.kind, s.name, repr(s.changes)
+
+
+def _skeleton(model: nn.Module) -> nn.Module:
+    """A copy of the module tree that shares all tensors: cheap, and free to be changed."""
+    memo = {id(t): t for t in named_tensors(model).values()}
+    return copy.deepcopy(model, memo)
+
+
+def _better(a: Outcome, b: Outcome) -> bool:
+    """True if outcome ``a`` is nearer to done than ``b``."""
+    if a.ok != b.ok:
+        return a.ok
+    if not a.ok and a.reached != b.reached:
+        return a.reached > b.reached
+    return len(a.edits) < len(b.edits)
+
+
+def _improve(
+    graph: Graph, plan: Plan, skeleton: nn.Module, found: list[Setting], before: Outcome
+) -> tuple[list[Setting], Outcome, int]:
+    """Set all candidates at once; if that does not help, one at a time, keeping those that do."""
+    _set(skeleton, found)
+    together = follow(graph, plan, skeleton)
+    if together.ok and not together.edits:
+        return found, together, 1
+    _unset(skeleton, found)
+    kept: list[Setting] = []
+    used = 1
+    best = before
+    if _better(together, before):
+        _set(skeleton, found)
+        return found, together, used
+    for s in found:
+        _set(skeleton, [s])
+        outcome = follow(graph, plan, skeleton)
+        used += 1
+        if _better(outcome, best):
+            kept.append(s)
+            best = outcome
+        else:
+            _unset(skeleton, [s])
+    return kept, best, used
+
+
+def _minimal(
+    graph: Graph, plan: Plan, skeleton: nn.Module, settings: list[Setting], best: Outcome
+) -> tuple[list[Setting], Outcome]:
+    """Put back every attribute without which the forward is just as right: it meant something else."""
+    needed = list(settings)
+    for s in reversed(settings):
+        _unset(skeleton, [s])
+        outcome = follow(graph, plan, skeleton)
+        if _better(best, outcome):
+            _set(skeleton, [s])
+        else:
+            needed.remove(s)
+            best = outcome
+    return needed, best
+
+
+def _set(skeleton: nn.Module, settings: Iterable[Setting]) -> None:
+    for s in settings:
+        for module, _, new in s.changes:
+            set_attribute(skeleton.get_submodule(module), s.name, new)
+
+
+def _unset(skeleton: nn.Module, settings: Iterable[Setting]) -> None:
+    for s in settings:
+        for module, old, _ in s.changes:
+            set_attribute(skeleton.get_submodule(module), s.name, old)
+
+
+def _candidates(graph: Graph, plan: Plan, skeleton: nn.Module, outcome: Outcome) -> list[Setting]:
+    """Attributes whose value is a wrong argument, or, where the forward stopped, an old size."""
+    wanted: dict[str, dict[str, dict[str, tuple[Any, Any]]]] = defaultdict(
+        lambda: defaultdict(dict)
+    )
+    for edit in outcome.edits:
+        new = _new_value(edit)
+        for name, value in _values(skeleton.get_submodule(edit.module)):
+            if type(value) is type(edit.old) and value == edit.old and not isinstance(value, bool):
+                kind = _kind(skeleton, edit.module)
+                wanted[kind][name].setdefault(edit.module, (value, new))
+    if not outcome.ok:
+        for module in _up(outcome.module):
+            if module and module not in dict(skeleton.named_modules()):
+                continue
+            pairs = _size_changes(graph, plan, module)
+            for name, value in _values(skeleton.get_submodule(module)):
+                if isinstance(value, int) and value in pairs:
+                    kind = _kind(skeleton, module)
+                    wanted[kind][name].setdefault(module, (value, pairs[value]))
+    return [
+        Setting(kind, name, tuple((m, old, new) for m, (old, new) in modules.items()))
+        for kind, names in wanted.items()
+        for name, modules in names.items()
+    ]
+
+
+def _new_value(edit: Edit) -> Any:
+    if isinstance(edit.value, dict):
+        n, d = edit.value["times"]
+        return edit.old * n // d
+    return edit.value
+
+
+def _kind(skeleton: nn.Module, path: str) -> str:
+    return re.sub(r"\d+", "#", path) + ":" + type(skeleton.get_submodule(path)).__name__
+
+
+def _up(path: str) -> Iterator[str]:
+    """A module's path and those of its two nearest ancestors."""
+    parts = path.split(".") if path else []
+    for k in range(len(parts), max(-1, len(parts) - 3), -1):
+        yield ".".join(parts[:k])
+
+
+_NOT_SIZES = {"training", "layer_idx", "layer_id", "padding_idx", "idx", "index", "pad_token_id"}
+
+
+def _values(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Integer (or list of integer) attributes of a module and of its own config."""
+    for name, value in vars(module).items():
+        if name.startswith("_") or name in _NOT_SIZES:
+            continue
+        if isinstance(value, int) and not isinstance(value, bool):
+            yield name, value
+        elif isinstance(value, tuple | list) and value and all(type(v) is int for v in value):
+            yield name, value
+
+
+def _size_changes(graph: Graph, plan: Plan, module: str) -> dict[int, int]:
+    """Old size -> new size of everything that calls of a module (or below it) read or make."""
+    pairs: dict[int, int] = {}
+    for call in graph.calls:
+        if call.module == module or (module and call.module.startswith(module + ".")):
+            for axes in (*call.inputs, *call.outputs):
+                for axis in axes:
+                    for part in _parts(axis):
+                        old, new = plan.counts(part)
+                        if old != new:
+                            pairs.setdefault(old, new)
+    return pairs
+
+
+def _parts(axis: Axis) -> Iterator[Axis]:
+    """An axis, its parts, and the products of its neighbouring factors."""
+    yield axis
+    match axis:
+        case ("prod", *factors):
+            for i in range(len(factors)):
+                for j in range(i + 1, len(factors) + 1):
+                    if j - i == 1:
+                        yield from _parts(factors[i])
+                    elif j - i < len(factors):
+                        yield ("prod", *factors[i:j])
+        case ("sum", *terms):
+            for t in terms:
+                yield from _parts(t)
+        case ("take", base, _):
+            yield from _parts(base)
+
+
+def _blame(graph: Graph, plan: Plan, outcome: Outcome) -> set[str]:
+    """The pruned classes at the failing call; else those of the failing module; else all."""
+
+    def pruned(calls: Iterable[FrozenCall]) -> set[str]:
+        return {
+            c
+            for call in calls
+            for axes in (*call.inputs, *call.outputs)
+            for axis in axes
+            for c in classes_in(axis)
+            if c in plan.keep
+        }
+
+    if outcome.failed is not None and (found := pruned([outcome.failed])):
+        return found
+    for module in _up(outcome.module):
+        below = [c for c in graph.calls if c.module == module or c.module.startswith(module + ".")]
+        if found := pruned(below):
+            return found
+    return set(plan.keep)

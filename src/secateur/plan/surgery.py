@@ -1,0 +1,194 @@
+"""Apply a plan: one gather a tensor, then the Python side is made to agree."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import PlanError, SurgeryError
+from secateur.graph.capture import named_tensors
+from secateur.plan.attention import narrow_attention
+from secateur.plan.mend import mend
+
+if TYPE_CHECKING:
+    from secateur.plan.plan import Edit, Plan
+
+
+def apply(plan: Plan, model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """The model with the planned units removed; see ``Plan.apply``."""
+    check_architecture(plan, model)
+    target = model if inplace else copy.deepcopy(model)
+    tensors = named_tensors(target)
+    for name in plan.touched:
+        _replace(target, name, tensors[name], narrowed(plan, name, tensors[name]), plan)
+    change_python_side(plan, target)
+    return target
+
+
+def check_architecture(plan: Plan, model: nn.Module) -> None:
+    """Raise a PlanError unless the model has exactly the tensors that the plan was made for."""
+    found = {n: tuple(t.shape) for n, t in named_tensors(model).items()}
+    wanted = {n: tuple(s) for n, s in plan.shapes.items()}
+    if found == wanted:
+        return
+    missing = [n for n in wanted if n not in found]
+    extra = [n for n in found if n not in wanted]
+    other = [n for n in wanted if n in found and found[n] != wanted[n]]
+    parts = []
+    if missing:
+        parts.append(f"it lacks {_some(missing)}")
+    if extra:
+        parts.append(f"it also has {_some(extra)}")
+    if other:
+        n = other[0]
+        parts.append(f"{n} has shape {found[n]} instead of {wanted[n]}")
+    raise PlanError(
+        f"the plan was made for another architecture than this {type(model).__name__}: "
+        f"{'; '.join(parts)}. Trace and plan this model anew."
+    )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def narrowed(plan: Plan, name: str, tensor: Tensor) -> Tensor:
+    """The kept part of a parameter or buffer (or of anything of its shape, as an optimizer slot)."""
+    result = tensor.detach()
+    for axis, mask in enumerate(plan.masks(name)):
+        if not bool(mask.all()):
+            index = mask.nonzero().flatten().to(result.device)
+            result = result.index_select(axis, index)
+    return result.contiguous() if result is not tensor else result
+
+
+def masked(plan: Plan, name: str, tensor: Tensor) -> Tensor:
+    """The tensor with the removed positions set to zero."""
+    result = tensor.detach().clone()
+    for axis, mask in enumerate(plan.masks(name)):
+        if not bool(mask.all()):
+            index = (~mask).nonzero().flatten().to(result.device)
+            result.index_fill_(axis, index, 0)
+    return result
+
+
+def _replace(model: nn.Module, name: str, old: Tensor, new: Tensor, plan: Plan) -> None:
+    if isinstance(old, nn.Parameter):
+        # The Parameter object stays, so ties, optimizers and requires_grad stay with it.
+        grad = old.grad
+        old.grad = None
+        old.data = new
+        if grad is not None:
+            old.grad = narrowed(plan, name, grad)
+        return
+    path, _, leaf = name.rpartition(".")
+    for owner in _owners(model, old):
+        owner[0]._buffers[owner[1]] = new
+    if not any(True for _ in _owners(model, new)):  # pragma: no branch - a buffer has an owner
+        model.get_submodule(path)._buffers[leaf] = new
+
+
+def _owners(model: nn.Module, tensor: Tensor) -> list[tuple[nn.Module, str]]:
+    return [(m, k) for m in model.modules() for k, b in m._buffers.items() if b is tensor]
+
+
+def change_python_side(plan: Plan, model: nn.Module) -> None:
+    """Make attributes and forwards agree with the new shapes; the tensors need not have them yet."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            narrow_attention(plan, path, module)
+        _standard_attributes(plan, path, module)
+        if isinstance(module, nn.RNNBase) and all(not p.is_meta for p in module.parameters()):
+            module.flatten_parameters()
+    calls: dict[str, list[Edit]] = {}
+    for edit in plan.edits or ():
+        if edit.call is not None:
+            calls.setdefault(edit.module, []).append(edit)
+            continue
+        set_attribute(_submodule(model, edit.module), edit.name, edit.value)
+    for path, edits in calls.items():
+        mend(_submodule(model, path), edits)
+
+
+def _submodule(model: nn.Module, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        raise SurgeryError(f"the plan edits module {path!r}, which this model lacks") from error
+
+
+def set_attribute(module: Any, name: str, value: Any) -> None:
+    """Set ``module.a.b`` where only the last name is new; lists come back as they were (tuple, list)."""
+    *path, last = name.split(".")
+    for part in path:
+        module = getattr(module, part)
+    if not hasattr(module, last):
+        raise SurgeryError(f"the plan sets {name!r}, which {type(module).__name__} lacks")
+    old = getattr(module, last)
+    setattr(module, last, tuple(value) if isinstance(old, tuple) else value)
+
+
+# Attributes of standard modules that follow from a tensor's new shape: (tensor, axis) by name.
+_STANDARD: tuple[tuple[type, dict[str, tuple[str, int]]], ...] = (
+    (nn.Linear, {"out_features": ("weight", 0), "in_features": ("weight", 1)}),
+    (nn.modules.batchnorm._NormBase, {"num_features": ("running_mean", 0)}),
+    (nn.modules.batchnorm._NormBase, {"num_features": ("weight", 0)}),
+    (nn.GroupNorm, {"num_channels": ("weight", 0)}),
+    (nn.Embedding, {"num_embeddings": ("weight", 0), "embedding_dim": ("weight", 1)}),
+    (nn.EmbeddingBag, {"num_embeddings": ("weight", 0), "embedding_dim": ("weight", 1)}),
+    (nn.PReLU, {"num_parameters": ("weight", 0)}),
+    (nn.RNNBase, {"input_size": ("weight_ih_l0", 1), "hidden_size": ("weight_hh_l0", 1)}),
+    (nn.RNNCellBase, {"input_size": ("weight_ih", 1), "hidden_size": ("weight_hh", 1)}),
+)
+
+
+def _standard_attributes(plan: Plan, path: str, module: nn.Module) -> None:
+    def shape(tensor: str) -> tuple[int, ...] | None:
+        for form in (
+            tensor,
+            f"parametrizations.{tensor}.original",
+            f"parametrizations.{tensor}.original1",
+        ):
+            name = f"{path}.{form}" if path else form
+            if name in plan.axes:
+                return plan.shape(name)
+        return None
+
+    for kind, attributes in _STANDARD:
+        if isinstance(module, kind):
+            for attribute, (tensor, axis) in attributes.items():
+                found = shape(tensor)
+                if found is not None:
+                    setattr(module, attribute, found[axis])
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm) and (found := shape("weight")) is not None:
+        module.normalized_shape = found
+    if isinstance(module, nn.modules.conv._ConvNd) and (found := shape("weight")) is not None:
+        name = f"{path}.weight" if path else "weight"
+        if name in plan.axes and module.groups > 1:
+            mask = plan.masks(name)[0].view(module.groups, -1)
+            module.groups = int(mask.any(1).sum())
+        ours, other = (0, 1) if not module.transposed else (1, 0)
+        inner = found[other]
+        if module.transposed:
+            module.in_channels, module.out_channels = inner, found[ours] * module.groups
+        else:
+            module.out_channels, module.in_channels = found[ours], inner * module.groups
+
+
+def apply_to_optimizer(plan: Plan, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Narrow an optimizer's state along with the model's parameters (after ``apply(inplace=True)``).
+
+    Slots of a parameter's shape are narrowed like it; scalars stay. State of the dense model is told
+    from that of the pruned one by its shape.
+    """
+    names = {id(p): n for n, p in model.named_parameters()}
+    for parameter, slots in optimizer.state.items():
+        name = names.get(id(parameter))
+        if name is None:
+            continue
+        for key, value in slots.items():
+            if isinstance(value, Tensor) and tuple(value.shape) == tuple(plan.shapes[name]):
+                slots[key] = narrowed(plan, name, value)
