@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from secateur.zoo.recipe import Recipe
 
 RECIPE = Recipe(
-    data="clouds", epochs=20, lr=5e-3, batch_size=32, optimizer="adamw", weight_decay=0.05
+    data="clouds", epochs=10, lr=5e-3, batch_size=32, optimizer="adamw", weight_decay=0.05
 )
 
 

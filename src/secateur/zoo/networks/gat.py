@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from secateur.zoo.recipe import Recipe
 
-RECIPE = Recipe(data="wordnet", epochs=200, lr=0.01, optimizer="adamw", weight_decay=0.05)
+RECIPE = Recipe(data="wordnet", epochs=100, lr=0.01, optimizer="adamw", weight_decay=0.05)
 
 
 class GraphAttention(nn.Module):
