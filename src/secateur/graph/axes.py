@@ -236,7 +236,8 @@ def cut(e: Expr, position: int) -> tuple[Expr, Expr] | None:
             halves = cut(outer, position // rest.size)
             return halves and (prod(halves[0], rest), prod(halves[1], rest))
         case Take():
-            return Take(e.base, e.index[:position]), Take(e.base, e.index[position:])
+            left, right = Take(e.base, e.index[:position]), Take(e.base, e.index[position:])
+            return resolve(left), resolve(right)
 
 
 def unify(a: Expr, b: Expr) -> bool:
