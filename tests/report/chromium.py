@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ def find() -> str | None:
 
 @dataclass
 class Page:
-    """One tab: ``requests`` are the addresses asked for, ``errors`` what the console complained of."""
+    """One tab: ``requests`` are addresses asked for, ``errors`` the console's complaints."""
 
     write: int
     read: int
@@ -123,9 +124,16 @@ def browse(profile: Path, patience: float = 120) -> Iterator[Page]:
     events_out, events_in = os.pipe()
 
     # the protocol wants file descriptors 3 and 4, whatever ours are
-    wired = f'exec "$@" 3<&{commands_out} 4>&{events_in}'
+    wired = (
+        "import os, sys; first, second = map(os.dup, map(int, sys.argv[1:3])); "
+        "os.dup2(first, 3); os.dup2(second, 4); "
+        "os.set_inheritable(3, True); os.set_inheritable(4, True); "  # dup2(3, 3) would not
+        "os.execv(sys.argv[3], sys.argv[3:])"
+    )
+    ours = [str(commands_out), str(events_in)]
+    chromium = [str(find()), *FLAGS, f"--user-data-dir={profile}"]
     browser = subprocess.Popen(
-        ["/bin/sh", "-c", wired, "sh", str(find()), *FLAGS, f"--user-data-dir={profile}"],
+        [sys.executable, "-c", wired, *ours, *chromium],
         pass_fds=(commands_out, events_in),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from secateur.report.record import Record, as_record
-from secateur.report.table import columns, rows
+from secateur.report.table import columns, footnotes, rows
 from secateur.report.units import plain, scalar
 from secateur.report.verdict import verdict
 
@@ -34,6 +34,7 @@ def card(record: Record | Mapping[str, Any]) -> str:
         f"**{_text(said.headline)}.** {_text(said.proof)}",
         *(f"> {_text(warning)}" for warning in said.warnings),
         _measured(record),
+        _text(" ".join(footnotes(record))),
         "## Load it",
         "Weights are safetensors and the plan is JSON; nothing in this folder can run code.",
         _code(
@@ -64,7 +65,7 @@ def card(record: Record | Mapping[str, Any]) -> str:
         parts.append(_code(record.command, "sh"))
     if again:
         parts.append(_list(again))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _head(record: Record) -> str:

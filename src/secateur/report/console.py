@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from secateur.report.record import Layer, Record, as_record
-from secateur.report.table import columns, rows
+from secateur.report.table import columns, footnotes, rows
 from secateur.report.units import plain, scalar
 from secateur.report.verdict import verdict
 
@@ -75,6 +75,8 @@ def _measured(record: Record) -> Table:
             for cell in row.cells
         ]
         table.add_row(Text(row.label), *cells, Text(row.change, style="bold"))
+    table.caption = Text(" ".join(footnotes(record)), style="dim")
+    table.caption_justify = "left"
     return table
 
 

@@ -19,11 +19,18 @@ def encode(value: Any) -> Any:
         return {key: encode(entry) for key, entry in value.items()}
     if isinstance(value, tuple):
         return [encode(entry) for entry in value]
-    return value
+    return _simple(value)
+
+
+def _simple(value: Any) -> Any:
+    """Drop what subclasses add: torch's version is a str and numpy's float64 a float."""
+    kind = next((kind for kind in (bool, int, float, str) if isinstance(value, kind)), None)
+    return value if kind is None else kind(value)
 
 
 def decode(kind: Any, value: Any, where: str) -> Any:
     """Turn JSON into the annotated type ``kind``; ``where`` names the place in errors."""
+    value = _simple(value)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         if value is None and types.NoneType in arguments:

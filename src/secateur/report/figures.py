@@ -168,7 +168,8 @@ def pareto(points: Sequence[Point], metric: Metric, before: State) -> Figure:
     """Draw accuracy against measured speed-up; the line joins the runs that no other beats."""
     name, factor = _metric_axis(metric)
     dense = () if before.accuracy is None else ((1.0, before.accuracy * factor),)
-    x = spanning([1.0, *(point.speedup for point in points)], LEFT, WIDTH - RIGHT, 0.1)
+    speeds = [1.0, *(point.speedup for point in points)]
+    x = Scale(min(speeds) * 0.8, max(speeds) * 1.08, LEFT, WIDTH - RIGHT)
     y = spanning(
         [*(p.accuracy * factor for p in points), *(value for _, value in dense)],
         HEIGHT - BOTTOM,
@@ -185,7 +186,7 @@ def pareto(points: Sequence[Point], metric: Metric, before: State) -> Figure:
         (p.speedup, p.accuracy * factor, plain(p.label) or _removed(p.ratio), p.chosen)
         for p in points
     ]
-    taken: list[tuple[float, float]] = []
+    taken = [(x(speed), y(value), x(speed), y(value)) for speed, value, _, _ in marks]
     for speed, value, label, chosen in marks:
         px, py = x(speed), y(value)
         css = "dot c1" if (speed, value) in best else "dot other"
@@ -193,15 +194,9 @@ def pareto(points: Sequence[Point], metric: Metric, before: State) -> Figure:
         if chosen:
             parts.append(circle(px, py, 9, "ring"))
         parts.append(circle(px, py, 4.5, css, hint))
-        # to the right of the dot, or the left at the edge, and above what is already written
-        right = px + 9 * len(label) < x.end
-        ly = py - 9
-        while any(abs(ly - ty) < 13 and abs(px - tx) < 70 for tx, ty in taken):
-            ly -= 13
-        taken.append((px, ly))
-        parts.append(
-            text(px + (8 if right else -8), ly, label, "label", "start" if right else "end")
-        )
+        place = _free(px, py, label, taken, x, y)
+        taken.append(place)
+        parts.append(text(place[0], place[3] - 4, label, "label"))
     shown = [p for p in points if p.chosen]
     description = f"{plain(metric.name)} against measured speed-up for {len(points)} runs."
     legend = [("stroke c1", "not beaten by another run"), ("stroke reference", "dense speed")]
@@ -221,6 +216,28 @@ def pareto(points: Sequence[Point], metric: Metric, before: State) -> Figure:
         ("Removed", plain(metric.name), "Speed-up"),
         rows,
     )
+
+
+_Box = tuple[float, float, float, float]
+
+
+def _free(px: float, py: float, label: str, taken: Sequence[_Box], x: Scale, y: Scale) -> _Box:
+    """Find room for a label near a dot: inside the axes and, if it can be, over nothing else."""
+    width, height = 8.5 * len(label), 17.0
+    boxes = [
+        (px + dx, py + dy, px + dx + width, py + dy + height)
+        for dy in (-24.0, 7.0, -8.5, -42.0, 25.0)
+        for dx in (8.0, -8.0 - width, -width / 2)
+    ]
+    inside = [
+        box for box in boxes if x.start <= box[0] and box[2] <= x.end + RIGHT and box[3] <= y.start
+    ]
+    free = [box for box in inside if not any(_meet(box, other) for other in taken)]
+    return (free or inside or boxes)[0]
+
+
+def _meet(one: _Box, two: _Box) -> bool:
+    return one[0] <= two[2] and two[0] <= one[2] and one[1] <= two[3] and two[1] <= one[3]
 
 
 def frontier(
@@ -248,7 +265,7 @@ def history(steps: Sequence[Step]) -> Figure | None:
     x = spanning([step for step, _ in known], LEFT, WIDTH - RIGHT, 0.01)
     y = spanning([loss for _, loss in known], HEIGHT - BOTTOM, TOP)
     parts = frame(x, y, "step", "loss")
-    window = max(1, len(known) // 40)
+    window = len(known) // 60 if len(known) > 200 else 1
     raw = "curve faint" if window > 1 else "curve c1"
     drawn = thinned(known, 800)
     parts.append(path([(x(step), y(loss)) for step, loss in drawn], raw))
@@ -269,7 +286,8 @@ def history(steps: Sequence[Step]) -> Figure | None:
         f"{number(smooth[-1][1])} at the end."
     )
     if lost:
-        description += f" {lost} values were not finite and are not drawn."
+        were = "value was" if lost == 1 else "values were"
+        description += f" {lost} {were} not finite and not drawn."
     legend = (("stroke faint", "each value"), ("stroke c1", f"mean of {window}"))
     return Figure(drawing(WIDTH, HEIGHT, description, parts), description, legend * (window > 1))
 

@@ -130,6 +130,6 @@ def drawing(width: int, height: int, description: str, parts: Iterable[str]) -> 
     """Wrap the parts as one picture that a screen reader announces by its description."""
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(plain(description))}" xmlns="http://www.w3.org/2000/svg">'
+        f'aria-label="{escape(plain(description))}">'
         f"{''.join(parts)}</svg>"
     )

@@ -133,10 +133,28 @@ def _latency(record: Record) -> Row | None:
 
 
 def _timed(latency: Latency) -> Cell:
-    detail = (
-        f"{milliseconds(latency.p10_ms)} to {milliseconds(latency.p90_ms)}, "
-        f"{latency.threads} {'thread' if latency.threads == 1 else 'threads'}"
-    )
-    if latency.device != "cpu":
-        detail += f", {plain(latency.device)}"
-    return Cell(milliseconds(latency.median_ms), detail)
+    low, high = milliseconds(latency.p10_ms), milliseconds(latency.p90_ms)
+    if low.split()[1] == high.split()[1]:
+        low = low.split()[0]
+    return Cell(milliseconds(latency.median_ms), f"{low} – {high}")
+
+
+def footnotes(record: Record) -> tuple[str, ...]:
+    """Say how the latency was taken, and that energy is a model."""
+    said = []
+    timed = [state.latency for state in states(record) if state.latency is not None]
+    if timed:
+        ways = {
+            f"{'1 thread' if t.threads == 1 else f'{t.threads} threads'} on {plain(t.device)}"
+            for t in timed
+        }
+        runs = {f"{t.repeats} runs" for t in timed if t.repeats} or {"all runs"}
+        said.append(
+            f"Latency: the median, below it the 10th to 90th percentile of "
+            f"{' or '.join(sorted(runs))}; {' or '.join(sorted(ways))}."
+        )
+    if record.after.speedup is not None:
+        said.append("Dense and pruned were timed in turn, so that other load met them alike.")
+    if any(state.energy_mj is not None for state in states(record)):
+        said.append("Energy follows from a model of operations and memory; it was not measured.")
+    return tuple(said)

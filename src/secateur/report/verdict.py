@@ -12,15 +12,20 @@ Tone = Literal["good", "mixed", "bad"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """``headline`` for the top of the page, ``proof`` for the line below it, ``tone`` for both.
+    """``parts`` of the headline (size, speed, accuracy), ``proof`` for below it, ``tone`` for both.
 
     ``warnings`` say in a sentence each what keeps the tone from being good.
     """
 
-    headline: str
+    parts: tuple[str, ...]
     proof: str
     tone: Tone
     warnings: tuple[str, ...]
+
+    @property
+    def headline(self) -> str:
+        """The parts as one line."""
+        return ", ".join(self.parts)
 
 
 def verdict(record: Record) -> Verdict:
@@ -41,7 +46,7 @@ def verdict(record: Record) -> Verdict:
     tones = {tone for _, tone, _ in parts} | {proof_tone}
     warnings = (*(warning for _, _, warning in parts), proof_warning)
     return Verdict(
-        headline=", ".join(text for text, _, _ in parts),
+        parts=tuple(text for text, _, _ in parts),
         proof=proof,
         tone="bad" if "bad" in tones else "mixed" if "mixed" in tones else "good",
         warnings=tuple(warning for warning in warnings if warning),
@@ -175,7 +180,9 @@ def _accuracy(record: Record) -> _Part:
 
 
 def _proof(record: Record) -> _Part:
-    proof = record.proof
+    proof, before, after = record.proof, record.before, record.after
+    if proof is None and (before.parameters, before.macs) == (after.parameters, after.macs):
+        return "", "good", ""  # zeros inside weights: nothing was removed that a proof could be of
     if proof is None:
         text = "Not proven: it was not checked that the pruned model computes what masking does."
         return text, "mixed", ""
@@ -194,4 +201,5 @@ def _proof(record: Record) -> _Part:
         f"Not proven: it differs from the masked dense model by {error(proof.error)}, "
         f"above {error(proof.tolerance)}."
     )
-    return f"{text} {statement}".strip(), "bad", ""
+    warning = "The pruned model does not compute what it should: find out why before using it."
+    return f"{text} {statement}".strip(), "bad", warning
