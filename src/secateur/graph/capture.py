@@ -8,6 +8,7 @@ integer and float arguments: after surgery the same calls are replayed and their
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -410,6 +411,16 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
             seen[id(t)] = name
             result[name] = t
     return result
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """A copy of the module tree that shares every parameter and buffer: cheap, and free to change.
+
+    Forwards may keep what they compute (position tables, bias caches): on a skeleton that does not
+    reach the user's model.
+    """
+    shared = {id(t): t for t in named_tensors(model).values()}
+    return copy.deepcopy(model, dict(shared))
 
 
 @contextmanager

@@ -11,12 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedFakeTensorException,
-)
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from secateur.errors import TraceError
 from secateur.graph import classes as frozen
@@ -29,18 +23,12 @@ from secateur.graph.capture import (
     module_hooks,
     named_tensors,
     run,
+    skeleton,
     tensors_in,
 )
 from secateur.graph.classes import Axis, Member, UnitClass, module_of
 
 log = logging.getLogger(__name__)
-
-_NEEDS_DATA = (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedFakeTensorException,
-    GuardOnDataDependentSymNode,
-)
 
 
 @dataclass(frozen=True)
@@ -177,10 +165,15 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     on_data = False
     try:
         recorder, atoms = _record(model, example_inputs, fake=True)
-    except _NEEDS_DATA as error:
-        log.info("control flow reads data (%s): tracing on real tensors", type(error).__name__)
+    except Exception as error:  # noqa: BLE001 - fake kernels refuse what real ones may accept
+        if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+            raise _explained(example_inputs, error) from error
+        log.info("tracing on real tensors, since fake ones gave %s", type(error).__name__)
         on_data = True
-        recorder, atoms = _record(model, example_inputs, fake=False)
+        try:
+            recorder, atoms = _record(model, example_inputs, fake=False)
+        except Exception as second:  # noqa: BLE001 - whatever the user's forward raises is told
+            raise _explained(example_inputs, second) from second
     return _freeze(model, example_inputs, recorder, atoms, on_data=on_data)
 
 
@@ -232,27 +225,31 @@ def _record(
         if not real.is_floating_point() and real.device.type != "meta":
             recorder.values[id(tensor)] = real.detach()
 
+    double = skeleton(model)
     try:
-        with module_hooks(model, recorder.scopes.enter, recorder.leave):
+        with module_hooks(double, recorder.scopes.enter, recorder.leave):
             output = run(
-                model,
+                double,
                 example_inputs,
                 [recorder, Calls(recorder)],
                 fake=fake,
                 on_tensor=on_tensor,
             )
-    except _NEEDS_DATA:
-        raise
     except Exception as error:
-        where = recorder.failed_in or "the model's forward"
-        shapes = [tuple(t.shape) for t in tensors_in(call_arguments(example_inputs))]
-        raise TraceError(
-            f"the model does not run on example_inputs of shapes {shapes}: {where} raised "
-            f"{type(error).__name__}: {error}. Pass inputs that model(*inputs) accepts; a dict is "
-            "passed by keyword."
-        ) from error
+        error.__dict__["secateur_where"] = recorder.failed_in
+        raise
     mark_outputs(recorder, output)
     return recorder, atoms
+
+
+def _explained(example_inputs: Any, error: Exception) -> TraceError:
+    where = getattr(error, "secateur_where", None) or "the model's forward"
+    shapes = [tuple(t.shape) for t in tensors_in(call_arguments(example_inputs))]
+    return TraceError(
+        f"the model does not run on example_inputs of shapes {shapes}: {where} raised "
+        f"{type(error).__name__}: {error}. Pass inputs that model(*inputs) accepts; a dict is "
+        "passed by keyword."
+    )
 
 
 def _freeze(

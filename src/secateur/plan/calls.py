@@ -80,9 +80,15 @@ def corrected(recorded: Recorded, args: tuple[Any, ...], kwargs: dict[str, Any])
     return _restore_numbers(recorded, args, kwargs)
 
 
-def positional(name: str) -> bool:
-    """True for functions whose result can have the right shape and still be the wrong part."""
-    return name in ("__getitem__", "narrow", "scaled_dot_product_attention", "pad", "__setitem__")
+_BEYOND_SHAPE = {
+    "__getitem__", "__setitem__", "narrow", "pad", "scaled_dot_product_attention", "group_norm",
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+}  # fmt: skip
+
+
+def shape_is_enough(name: str) -> bool:
+    """False for functions whose result can have the right shape and still be the wrong thing."""
+    return name not in _BEYOND_SHAPE
 
 
 def _restore_numbers(

@@ -9,6 +9,7 @@ what had to be replaced is noted as an edit. One pass finds everything.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,9 +21,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from secateur.graph.capture import Scopes, function_name, is_quiet, module_hooks, run
+from secateur.graph.capture import skeleton as copied
 from secateur.graph.trace import FrozenCall, Graph
 from secateur.plan.attention import NarrowAttention
-from secateur.plan.calls import Recorded, corrected, positional
+from secateur.plan.calls import Recorded, corrected, shape_is_enough
 from secateur.plan.plan import Edit, Plan
 from secateur.plan.surgery import narrowed
 
@@ -78,7 +80,7 @@ class Follow(TorchFunctionMode):
             outputs = recorded.outputs
         changes = list(differences((args, kwargs), (fixed_args, fixed_kwargs)))
         numbers = all(isinstance(new, float) for _, _, new in changes)
-        if not positional(name) and not numbers:
+        if shape_is_enough(name) and not numbers:
             # The forward's own arguments may already be right, said differently (-1, chunk).
             result = self._try(func, args, kwargs)
             if shapes_of(result) == outputs:
@@ -152,10 +154,11 @@ def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]
     return [] if same else [(path, old, new)]
 
 
-def follow(graph: Graph, plan: Plan, skeleton: nn.Module) -> Outcome:
-    """Replay the forward of ``skeleton``, whose tensors still have their old shapes."""
+def follow(graph: Graph, plan: Plan, model: nn.Module) -> Outcome:
+    """Replay the forward of ``model``, whose tensors still have their old shapes."""
+    model = copied(model)  # what a forward caches must not reach the next replay
     changed_modules = {
-        name for name, m in skeleton.named_modules() if isinstance(m, NarrowAttention)
+        name for name, m in model.named_modules() if isinstance(m, NarrowAttention)
     }
     calls = [c for c in graph.calls if c.module not in changed_modules]
     scopes = Scopes()
@@ -173,10 +176,14 @@ def follow(graph: Graph, plan: Plan, skeleton: nn.Module) -> Outcome:
         return torch.empty(plan.shape(name), dtype=tensor.dtype, device="meta")
 
     outcome = Outcome()
+    # Arguments that do not fit are what we look for: torch need not report them as errors.
+    fake_log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = fake_log.disabled
+    fake_log.disabled = True
     try:
-        with module_hooks(skeleton, scopes.enter, leave):
+        with module_hooks(model, scopes.enter, leave):
             run(
-                skeleton,
+                model,
                 graph.example_inputs,
                 [mode],
                 fake=not graph.on_data,
@@ -188,5 +195,7 @@ def follow(graph: Graph, plan: Plan, skeleton: nn.Module) -> Outcome:
     except Exception as error:  # noqa: BLE001 - any check of the user's forward may fail here
         outcome.module = running[0] if running else ""
         outcome.error = f"{type(error).__name__}: {error}"
+    finally:
+        fake_log.disabled = before
     outcome.edits, outcome.reached = mode.edits, mode.position
     return outcome

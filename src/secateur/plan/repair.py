@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -20,7 +19,7 @@ from typing import Any
 from torch import nn
 
 from secateur.errors import SurgeryError
-from secateur.graph.capture import named_tensors
+from secateur.graph.capture import skeleton as copied
 from secateur.graph.classes import Axis, classes_in
 from secateur.graph.trace import FrozenCall, Graph
 from secateur.plan.follow import Outcome, follow
@@ -62,7 +61,7 @@ def prepare(graph: Graph, plan: Plan) -> Plan:
 
 def solve(graph: Graph, plan: Plan) -> tuple[list[Edit], Outcome]:
     """Attribute edits and call edits that make the forward give the predicted shapes."""
-    skeleton = _skeleton(graph.model)
+    skeleton = copied(graph.model)
     change_python_side(replace(plan, edits=()), skeleton)
     outcome = follow(graph, plan, skeleton)
     settings: list[Setting] = []
@@ -84,12 +83,6 @@ def solve(graph: Graph, plan: Plan) -> tuple[list[Edit], Outcome]:
 
 def _key(s: Setting) -> tuple[str, str, Any]:
     return s.kind, s.name, repr(s.changes)
-
-
-def _skeleton(model: nn.Module) -> nn.Module:
-    """A copy of the module tree that shares all tensors: cheap, and free to be changed."""
-    memo = {id(t): t for t in named_tensors(model).values()}
-    return copy.deepcopy(model, memo)
 
 
 def _better(a: Outcome, b: Outcome) -> bool:
