@@ -1,0 +1,75 @@
+"""How a pruned model gets its accuracy back; one member a file, found by name."""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from secateur.errors import ConfigError
+from secateur.recovery.bn_recalibrate import BNRecalibrate
+from secateur.recovery.distil import Distil
+from secateur.recovery.fine_tune import FineTune
+from secateur.recovery.least_squares import LeastSquares
+from secateur.recovery.none import NoRecovery
+from secateur.recovery.registry import Recovery, member, members
+
+__all__ = [
+    "BNRecalibrate",
+    "Distil",
+    "FineTune",
+    "LeastSquares",
+    "NoRecovery",
+    "Recovery",
+    "member",
+    "names",
+    "recovery",
+]
+
+
+def names() -> list[str]:
+    """The names that ``recovery`` knows: every registered member of this folder, and of users."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    return sorted(members)
+
+
+def recovery(name: str | Recovery | None, **options: Any) -> Recovery:
+    """The recovery called ``name``, with its options; a ready one is given back.
+
+    A mapping given for an option that is itself a recovery holds that one's options
+    (``base={"epochs": 3}``).
+
+    Raises:
+        ConfigError: an unknown name or option; the message names the nearest.
+
+    Example:
+        >>> recovery("distil", temperature=2.0, base={"epochs": 3})
+    """
+    if name is None:
+        name = "none"
+    if not isinstance(name, str):
+        if options:
+            raise ConfigError(f"{name!r} is ready made: options {sorted(options)} have no place.")
+        return name
+    if name not in names():
+        raise ConfigError(f"no recovery is called {name!r}{_nearest(name, names())}")
+    cls = members[name]
+    known = {field.name: field for field in fields(cls)}
+    for option, value in options.items():
+        if option not in known:
+            raise ConfigError(
+                f"recovery {name!r} has no option {option!r}{_nearest(option, list(known))}"
+            )
+        default = known[option].default
+        if isinstance(value, Mapping) and isinstance(default, Recovery):
+            kind = next(key for key, value_ in members.items() if value_ is type(default))
+            options[option] = recovery(kind, **value)
+    return cls(**options)
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    hint = f": did you mean {close[0]!r}?" if close else "."
+    return f"{hint} Known: {', '.join(sorted(known)) or 'none'}."

@@ -1,0 +1,155 @@
+"""What a batch is, ``(inputs..., target)`` or a dict of keywords, and the loss that follows."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from secateur.errors import DataError
+from secateur.measure.calling import as_call, describe
+
+Forward = Callable[[nn.Module, Any], Any]
+Loss = Callable[[Any, Any], Tensor]
+
+
+def require(data: Iterable[Any] | None, recovery: str) -> Iterable[Any]:
+    """The data, or an error that says who needs them."""
+    if data is None or not isinstance(data, Iterable):
+        raise DataError(
+            f"{recovery} needs data, got {type(data).__name__}: give a DataLoader or a list of "
+            "batches, each (inputs..., target) or a dict of keyword inputs."
+        )
+    return data
+
+
+def take(data: Iterable[Any], count: int | None = None) -> Iterator[Any]:
+    """The first ``count`` batches (``None``: all); an empty loader is an error."""
+    index = -1
+    for index, batch in enumerate(islice(data, count)):  # noqa: B007
+        yield batch
+    if index < 0:
+        raise DataError(
+            "the loader yielded no batch: give a non-empty DataLoader or list (a generator can be "
+            "read only once; drop_last=True drops a set smaller than a batch)."
+        )
+
+
+def require_finite(model: nn.Module) -> None:
+    """Refuse a model whose weights are not finite, with the name of the first."""
+    for name, tensor in model.named_parameters():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise DataError(
+                f"{name} of {type(model).__name__} holds NaN or Inf: no recovery can mend that; "
+                "load the weights again and prune from finite ones."
+            )
+
+
+def require_teacher(teacher: nn.Module | None, model: nn.Module, recovery: str) -> nn.Module:
+    """The dense model, or an error that says what it is for."""
+    if teacher is None or teacher is model:
+        raise DataError(
+            f"{recovery} compares with the dense model: pass teacher=, a model other than the "
+            "pruned one (plan.apply(dense) leaves the dense one untouched)."
+        )
+    return teacher
+
+
+def inputs_of(batch: Any) -> Any:
+    """The model's inputs: a tuple without its last element (the target), a dict as it is."""
+    if isinstance(batch, tuple | list):
+        return tuple(batch[:-1]) if len(batch) > 1 else tuple(batch)
+    return batch
+
+
+def target_of(batch: Any) -> Any:
+    """The target: a tuple's last element, the whole of a dict, ``None`` where there is none."""
+    if isinstance(batch, tuple | list):
+        return batch[-1] if len(batch) > 1 else None
+    return batch if isinstance(batch, Mapping) else None
+
+
+def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
+    """The model's output on a batch, or a DataError with the batch's shapes and the remedy."""
+    try:
+        if forward is not None:
+            return forward(model, batch)
+        args, kwargs = as_call(inputs_of(batch))
+        return model(*args, **kwargs)
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"{type(model).__name__} could not be run on the batch {describe(batch)}: {error}. "
+            "A batch is (inputs..., target) or a dict of keywords; for any other give "
+            "forward=lambda model, batch: ..."
+        ) from error
+
+
+def logits_of(output: Any) -> Tensor:
+    """The main tensor of an output: itself, its ``logits`` or ``out``, or its first element."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        for key in ("logits", "out"):
+            if isinstance(output.get(key), Tensor):
+                return output[key]
+    if isinstance(getattr(output, "logits", None), Tensor):
+        return output.logits
+    if isinstance(output, tuple | list) and output:
+        return logits_of(output[0])
+    raise DataError(
+        f"the model's output {describe(output)} has no logits that could be found: give "
+        "loss=lambda output, target: ... (and forward= to pick a tensor)."
+    )
+
+
+def task_loss(output: Any, batch: Any, loss: Loss | None = None) -> Tensor:
+    """The training loss of one batch.
+
+    ``loss(output, target)`` if given; else the output's own ``loss`` (Hugging Face); else cross
+    entropy for an integer target and mean squared error for a floating one.
+    """
+    target = target_of(batch)
+    try:
+        if loss is not None:
+            value = loss(output, batch if target is None else target)
+        elif _own_loss(output) is not None:
+            value = _own_loss(output)
+        elif isinstance(target, Tensor):
+            value = _default_loss(logits_of(output), target)
+        else:
+            raise DataError(
+                f"no loss follows from the batch {describe(batch)}: give (inputs..., target) "
+                "batches, labels that the model turns into output.loss, or "
+                "loss=lambda output, target: ..."
+            )
+    except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"the loss of output {describe(output)} and target {describe(target)} failed: {error}. "
+            "Give targets that fit, or loss=lambda output, target: ..."
+        ) from error
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise DataError(f"the loss must be one number, got {describe(value)}: reduce it by mean().")
+    return value.reshape(())
+
+
+def _own_loss(output: Any) -> Any:
+    return output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+
+
+def _default_loss(logits: Tensor, target: Tensor) -> Tensor:
+    if target.is_floating_point():
+        if logits.shape != target.shape and logits.numel() == target.numel():
+            logits = logits.reshape(target.shape)
+        if logits.shape != target.shape:
+            raise ValueError(f"shapes {list(logits.shape)} and {list(target.shape)} differ")
+        return F.mse_loss(logits, target)
+    classes_last = logits.shape[:-1] == target.shape
+    classes_first = logits.shape[:1] + logits.shape[2:] == target.shape
+    if classes_last and not classes_first:  # (batch, tokens, classes), as of language models
+        logits = logits.flatten(0, -2)
+        target = target.flatten()
+    return F.cross_entropy(logits, target)

@@ -1,0 +1,195 @@
+"""Least squares: let each layer that lost inputs say again what the dense layer says."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import ConfigError, DataError
+from secateur.recovery.batches import Forward, require, require_finite, require_teacher, take
+from secateur.recovery.kept import kept_indices
+from secateur.recovery.moments import (
+    Moments,
+    execution_order,
+    gather,
+    reconstructible,
+    weight_rows,
+)
+from secateur.recovery.registry import member
+
+
+@member("least-squares")
+@dataclass(frozen=True)
+class LeastSquares:
+    r"""Refit the weights that meet pruned inputs, layer by layer, in closed form.
+
+    For every linear or convolution layer with fewer inputs than in the dense model,
+
+    $$\min_{W', b'} \lVert Y - X W'^\top - b' \rVert^2 + \lambda \lVert W' - W \rVert^2$$
+
+    with $Y$ the dense layer's outputs (those still there), $X$ the inputs of the pruned layer and
+    $W$ its weight before; $\lambda$ is ``ridge`` times the mean square of an input. Shrinking
+    towards $W$ means that few data change little. Only the Gram matrix of $X$ and its product with
+    the error are kept, gathered in one pass through both models.
+
+    Args:
+        ridge: relative $\lambda$; 0 for the plain (minimum-change) solution.
+        batches: how many batches to use; ``None``: all.
+        bias: refit the bias too, where the layer has one.
+        sequential: one pass a layer, in order of execution, so that each layer sees the mended ones
+            before it: better, and needs one layer's matrices at a time, but as many passes as
+            layers.
+        layers: globs of the layers to mend; ``None``: all that lost inputs.
+        forward: ``(model, batch) -> output`` for batches that are neither tuples nor dicts.
+
+    Paper: He, Zhang & Sun, Channel pruning, arXiv:1707.06168 (its reconstruction step).
+    """
+
+    ridge: float = 1e-4
+    batches: int | None = 20
+    bias: bool = True
+    sequential: bool = False
+    layers: Sequence[str] | None = None
+    forward: Forward | None = None
+
+    def heal(
+        self,
+        model: nn.Module,
+        plan: Any = None,
+        data: Iterable[Any] | None = None,
+        teacher: nn.Module | None = None,
+    ) -> dict[str, Any]:
+        """Refit ``model`` in place against ``teacher``; module names must be the same in both.
+
+        Returns:
+            ``layers``: relative error of each layer's outputs before and after, on these data, with
+            the number of samples and inputs; ``skipped``: what was left alone, and why.
+
+        Raises:
+            DataError: no teacher or data, batches that do not fit, numbers that are not finite.
+
+        Example:
+            >>> LeastSquares().heal(pruned, plan, loader, dense)["layers"]["conv2"]["after"]
+        """
+        if self.ridge < 0:
+            raise ConfigError(f"LeastSquares(ridge={self.ridge}): give 0 or more.")
+        dense = require_teacher(teacher, model, "LeastSquares")
+        source = require(data, "LeastSquares")
+        require_finite(model)
+        require_finite(dense)
+        rows, skipped = _targets(model, dense, plan, self.layers)
+        batches = list(take(source, self.batches)) if rows and self.sequential else None
+        mended: dict[str, dict[str, float]] = {}
+        before = {name: _tensors(model.get_submodule(name)) for name in rows}
+        try:
+            groups = [list(rows)] if rows else []
+            if batches is not None:
+                order = execution_order(model, rows, batches[0], self.forward)
+                groups = [[name] for name in order]
+            for group in groups:
+                wanted = {name: rows[name] for name in group}
+                stream = take(source, self.batches) if batches is None else iter(batches)
+                for name, seen in gather(model, dense, wanted, stream, self.forward).items():
+                    if not seen.count:
+                        skipped[name] = seen.trouble or "its forward is never called"
+                    elif (result := self._solve(model.get_submodule(name), seen)) is None:
+                        skipped[name] = "the least-squares system could not be solved"
+                    else:
+                        mended[name] = result
+        except Exception:
+            for tensors in before.values():
+                for tensor, old in tensors:
+                    tensor.data.copy_(old)
+            raise
+        return {"recovery": "least-squares", "layers": mended, "skipped": skipped}
+
+    def _solve(self, layer: nn.Module, seen: Moments) -> dict[str, float] | None:
+        gram, cross, squares = seen.gram, seen.cross, seen.error_squares
+        bias = getattr(layer, "bias", None)
+        shift = self.bias and isinstance(bias, Tensor)
+        mean_x, mean_e = seen.input_sum / seen.count, seen.error_sum / seen.count
+        if shift:  # the best bias removes the means; what is left is the centred problem
+            gram = gram - seen.count * torch.outer(mean_x, mean_x)
+            cross = cross - seen.count * torch.outer(mean_x, mean_e)
+            squares = squares - seen.count * mean_e.square().sum()
+        if not bool(torch.isfinite(gram).all() and torch.isfinite(cross).all()):
+            raise DataError(
+                "activations of the dense or the pruned model are not finite on these batches: "
+                "look for NaN in the data."
+            )
+        strength = self.ridge * gram.diagonal().mean()
+        change = _solve(gram + strength * torch.eye(len(gram)).to(gram), cross, self.ridge > 0)
+        after = squares - 2 * (change * cross).sum() + (change * (gram @ change)).sum()
+        if not bool(torch.isfinite(after)) or after > seen.error_squares * (1 + 1e-6):
+            return None
+        with torch.no_grad():
+            weight = weight_rows(layer)
+            weight += change.T.reshape(weight.shape).to(weight.dtype)
+            if shift and isinstance(bias, Tensor):
+                bias += (mean_e - change.T @ mean_x).to(bias.dtype)
+        scale = seen.output_squares.clamp_min(1e-30)
+        return {
+            "before": float((seen.error_squares / scale).sqrt()),
+            "after": float((after.clamp_min(0) / scale).sqrt()),
+            "samples": seen.count,
+            "inputs": len(gram),
+        }
+
+
+def _solve(matrix: Tensor, right: Tensor, ridged: bool) -> Tensor:
+    """Cholesky if a ridge makes the matrix definite; else the solution of smallest norm."""
+    if ridged:
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        if not bool(failed):
+            return torch.cholesky_solve(right, factor)
+    noise = 1e-10 if matrix.device.type == "cpu" else 1e-6  # relative precision of the products
+    return torch.linalg.pinv(matrix, rtol=noise, hermitian=True) @ right
+
+
+def _targets(
+    model: nn.Module, dense: nn.Module, plan: Any, globs: Sequence[str] | None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Layers that lost inputs, with the dense outputs they still have; and what is skipped."""
+    originals = dict(dense.named_modules())
+    owners: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    rows: dict[str, Tensor] = {}
+    skipped: dict[str, str] = {}
+    for name, module in model.named_modules():
+        original = originals.get(name)
+        if globs is not None and not any(fnmatchcase(name, glob) for glob in globs):
+            continue
+        if original is None or not isinstance(getattr(module, "weight", None), Tensor):
+            continue
+        reason = reconstructible(module, original)
+        if reason is not None:
+            if reason:
+                skipped[name] = reason
+            continue
+        new, old = weight_rows(module), weight_rows(original)
+        if new.shape[1] >= old.shape[1]:
+            continue
+        if owners.get(id(module.weight), 0) != 1:
+            skipped[name] = "its weight is shared with another layer or computed from others"
+            continue
+        if new is module.weight:
+            kept = kept_indices(old, new, plan, f"{name}.weight")
+        else:  # stored as (in, out)
+            swapped = kept_indices(original.weight, module.weight, plan, f"{name}.weight")
+            kept = swapped and (swapped[1], swapped[0])
+        if kept is None:
+            skipped[name] = "its outputs could not be matched with the dense layer's: give the plan"
+        else:
+            rows[name] = kept[0]
+    if globs is not None and not rows and not skipped:
+        raise ConfigError(f"LeastSquares(layers={list(globs)}): no layer that lost inputs matches.")
+    return rows, skipped
+
+
+def _tensors(layer: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    return [(p, p.detach().clone()) for p in layer.parameters(recurse=False)]
