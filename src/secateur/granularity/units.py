@@ -1,0 +1,262 @@
+"""From scores of elements, filters and norms to one score a unit, over all coupled tensors.
+
+Nothing here loops over units: every sum over the positions of a unit is one ``index_add``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from secateur.criteria import Criterion
+from secateur.engine.statistics import Statistics, Stats
+from secateur.errors import ConfigError, DataError
+from secateur.graph import Graph, Member, UnitClass
+from secateur.graph.classes import module_of
+from secateur.names import unknown
+
+REDUCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "sum": lambda s: s.sum(0),
+    "mean": lambda s: s.mean(0),
+    "max": lambda s: s.amax(0),
+    "min": lambda s: s.amin(0),
+    "prod": lambda s: s.prod(0),
+    "first": lambda s: s[0],
+}
+_TINY = 1e-12
+
+
+def lamp_scale(scores: Tensor) -> Tensor:
+    """Each score over the sum of all that are at least as large (arXiv:2010.07611); the last is 1.
+
+    Example:
+        >>> lamp_scale(torch.tensor([1.0, 4.0, 9.0]))
+        tensor([0.0714, 0.3077, 1.0000])
+    """
+    flat = scores.flatten()
+    order = flat.argsort(stable=True)
+    above = flat[order].flip(0).double().cumsum(0).flip(0)
+    scaled = torch.empty_like(flat)
+    scaled[order] = (flat[order].double() / above.clamp(min=_TINY)).float()
+    return scaled.view_as(scores)
+
+
+NORMALIZERS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda s: s,
+    "sum": lambda s: s / s.abs().sum().clamp(min=_TINY),
+    "mean": lambda s: s / s.abs().mean().clamp(min=_TINY),
+    "max": lambda s: s / s.abs().amax().clamp(min=_TINY),
+    "std": lambda s: s / s.std(correction=0).clamp(min=_TINY),
+    "gaussian": lambda s: (s - s.mean()) / s.std(correction=0).clamp(min=_TINY),
+    "lamp": lamp_scale,
+}
+
+
+def unit_sum(values: Tensor, unit: Tensor, size: int) -> Tensor:
+    """Sum of the values at each unit's positions.
+
+    Args:
+        values: One value a position of an axis.
+        unit: The unit of each position, -1 for none; same length.
+        size: Number of units.
+
+    Example:
+        >>> unit_sum(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 1, 0]), 2)
+        tensor([5., 2.])
+    """
+    unit = unit.to(values.device)
+    inside = unit >= 0
+    total = torch.zeros(size, dtype=values.dtype, device=values.device)
+    return total.index_add(0, unit[inside], values[inside])
+
+
+def unit_rows(tensor: Tensor, member: Member, size: int) -> Tensor:
+    """The elements of each unit as a row: shape (size, elements of a unit), zero-filled if uneven."""
+    rows = tensor.detach().float().movedim(member.axis, 0).reshape(tensor.shape[member.axis], -1)
+    unit = member.unit.to(rows.device)
+    at = (unit >= 0).nonzero().squeeze(1)
+    at = at[unit[at].argsort(stable=True)]
+    owner = unit[at]
+    first = torch.searchsorted(owner, torch.arange(size, device=owner.device))
+    nth = torch.arange(len(at), device=owner.device) - first[owner]
+    each = int(nth.max()) + 1 if len(nth) else 0
+    out = rows.new_zeros(size, each, rows.shape[1])
+    out[owner, nth] = rows[at]
+    return out.flatten(1)
+
+
+def is_bias(tensor: str, shape: tuple[int, ...]) -> bool:
+    """True for one-dimensional parameters that shift, as opposed to scale."""
+    leaf = tensor.rpartition(".")[2]
+    return len(shape) == 1 and ("bias" in leaf or leaf == "beta")
+
+
+def score(
+    graph: Graph,
+    classes: Iterable[UnitClass],
+    criterion: Criterion,
+    statistics: Statistics | None = None,
+    *,
+    reduction: str | None = None,
+    normalizer: str | None = None,
+) -> dict[str, Tensor]:
+    """Score every unit of the given classes.
+
+    Args:
+        graph: The graph, whose model holds the weights.
+        classes: What to score.
+        criterion: How.
+        statistics: What the criterion needs, as ``engine.statistics.collect`` gathers it.
+        reduction: How coupled tensors become one score; default: the criterion's own.
+        normalizer: How the scores of a class are scaled; default: the criterion's own.
+
+    Returns:
+        Class name -> scores of shape (size,), float32 on the CPU, higher = keep. A class of which the
+        criterion knows nothing (as a linear layer under ``bn_scale``) is left out.
+
+    Raises:
+        ConfigError: An unknown reduction or normalizer.
+        DataError: Weights or statistics are not finite, or the weights are not loaded.
+    """
+    reduction = reduction or criterion.reduction
+    normalizer = normalizer or criterion.normalizer
+    for what, name, known in (
+        ("reduction", reduction, REDUCTIONS),
+        ("normalizer", normalizer, NORMALIZERS),
+    ):
+        if name not in known:
+            raise ConfigError(unknown(what, name, known))
+    classes = list(classes)
+    statistics = statistics or Statistics()
+    with torch.no_grad():
+        parts = _SCORERS[criterion.level](graph, classes, criterion, statistics)
+        scores = {}
+        for c in classes:
+            if not parts[c.name]:
+                continue
+            together = REDUCTIONS[reduction](torch.stack([p.float().cpu() for p in parts[c.name]]))
+            if not together.isfinite().all():
+                raise DataError(_not_finite(graph, c, criterion))
+            scores[c.name] = NORMALIZERS[normalizer](together)
+    return scores
+
+
+Parts = dict[str, list[Tensor]]
+
+
+def _elements(
+    graph: Graph, classes: list[UnitClass], criterion: Criterion, statistics: Statistics
+) -> Parts:
+    """Each tensor is scored once, summed along each of its axes, and the sums go to the units."""
+    parameters = dict(graph.model.named_parameters())
+    touched: dict[str, list[tuple[UnitClass, int]]] = {}
+    for c in classes:
+        for k, m in enumerate(c.members):
+            if m.tensor in parameters and (
+                criterion.biases or not is_bias(m.tensor, graph.shapes[m.tensor])
+            ):
+                touched.setdefault(m.tensor, []).append((c, k))
+    found: dict[tuple[str, int], Tensor] = {}
+    for name, uses in touched.items():
+        if criterion.needs and name not in statistics.tensors:
+            continue
+        weight = _values(parameters[name], name).detach()
+        scores = criterion(weight, statistics.tensors.get(name, Stats(name)))
+        along: dict[int, Tensor] = {}
+        for c, k in uses:
+            m = c.members[k]
+            if m.axis not in along:
+                along[m.axis] = scores.movedim(m.axis, 0).reshape(scores.shape[m.axis], -1).sum(1)
+            found[c.name, k] = unit_sum(along[m.axis], m.unit, c.size)
+    return {
+        c.name: [found[c.name, k] for k in range(len(c.members)) if (c.name, k) in found]
+        for c in classes
+    }
+
+
+def _filters(
+    graph: Graph, classes: list[UnitClass], criterion: Criterion, statistics: Statistics
+) -> Parts:
+    """Units are compared inside each layer that makes them."""
+    parameters = dict(graph.model.named_parameters())
+    parts: Parts = {}
+    for c in classes:
+        parts[c.name] = [
+            criterion(
+                unit_rows(_values(parameters[m.tensor], m.tensor), m, c.size), Stats(m.tensor)
+            )
+            for m in c.members
+            if m.produces and m.tensor in parameters and len(graph.shapes[m.tensor]) > 1
+        ]
+    return parts
+
+
+def _norms(
+    graph: Graph, classes: list[UnitClass], criterion: Criterion, statistics: Statistics
+) -> Parts:
+    """Batch norms with a scale; a unit with several channels gets their sum."""
+    modules = dict(graph.model.named_modules())
+    parts: Parts = {}
+    for c in classes:
+        parts[c.name] = []
+        for m in c.members:
+            module = modules.get(module_of(m.tensor))
+            if is_norm(module) and m.tensor.endswith("weight"):
+                weight = _values(module.weight, m.tensor)  # type: ignore[union-attr]
+                bias = module.bias  # type: ignore[union-attr]
+                shift = torch.zeros_like(weight) if bias is None else bias.detach().float()
+                scores = criterion(weight.detach(), Stats(m.tensor, shift=shift))
+                parts[c.name].append(unit_sum(scores, m.unit, c.size))
+    return parts
+
+
+def is_norm(module: nn.Module | None) -> bool:
+    """True for a batch norm with a learnt scale."""
+    return (
+        isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and getattr(module, "weight", None) is not None
+    )
+
+
+def _classes(
+    graph: Graph, classes: list[UnitClass], criterion: Criterion, statistics: Statistics
+) -> Parts:
+    """Straight from what was measured of the class."""
+    parts: Parts = {}
+    for c in classes:
+        measured = statistics.classes.get(c.name)
+        if criterion.needs and (
+            measured is None or any(need not in measured for need in criterion.needs)
+        ):
+            parts[c.name] = []
+        else:
+            parts[c.name] = [criterion(None, measured or Stats(c.name, size=c.size))]
+    return parts
+
+
+_SCORERS = {"element": _elements, "filter": _filters, "norm": _norms, "class": _classes}
+
+
+def _values(tensor: Tensor, name: str) -> Tensor:
+    if tensor.device.type == "meta":
+        raise DataError(
+            f"{name} is on the meta device and holds no values: load the weights before planning, "
+            'or use criterion="random"'
+        )
+    return tensor
+
+
+def _not_finite(graph: Graph, c: UnitClass, criterion: Criterion) -> str:
+    parameters = dict(graph.model.named_parameters())
+    for m in c.members:
+        if m.tensor in parameters and not parameters[m.tensor].isfinite().all():
+            return (
+                f"{m.tensor} holds NaN or infinity, so class {c.name} cannot be scored: "
+                "repair the weights (was training stable?) or leave the class out with ignore="
+            )
+    return (
+        f"criterion {criterion.name} gave NaN or infinity for class {c.name}, whose weights are "
+        "finite: look at the data, or use another criterion"
+    )

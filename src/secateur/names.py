@@ -1,0 +1,20 @@
+"""Names that a user writes: globs over qualified names, and the message when one is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def unknown(what: str, name: str, known: Iterable[str], has: str | None = None) -> str:
+    """The message for an unknown name, with the nearest known ones.
+
+    Example:
+        >>> unknown("criterion", "tailor", ["taylor", "l2"])
+        "there is no criterion 'tailor': did you mean 'taylor'? (known: l2, taylor)"
+    """
+    known = sorted(set(known))
+    close = get_close_matches(str(name), known, n=2, cutoff=0.5)
+    hint = f": did you mean {' or '.join(map(repr, close))}?" if close else "."
+    listed = has or (f"known: {', '.join(known)}" if len(known) <= 40 else "")
+    return f"there is no {what} {name!r}{hint}" + (f" ({listed})" if listed else "")

@@ -1,0 +1,314 @@
+"""What a plan costs, as closed forms over the numbers of units kept, and how a budget is met."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import BudgetError, ConfigError
+from secateur.graph import Graph
+from secateur.graph.classes import Axis, axis_mask, show_axis
+from secateur.names import unknown
+from secateur.scope.order import Order
+
+TOLERANCE = 0.02
+METRICS = ("params", "macs", "memory", "latency")
+_TRIES = 4000  # single bundles tried when the budget falls inside a large one
+_MEASUREMENTS = 9  # latencies measured while bisecting
+Term = tuple[tuple[Axis, ...], str]
+Removed = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One closed form: the sum over terms of a weight times the product of kept sizes.
+
+    ``peak`` terms are not summed; only the largest of them counts (memory in use at one moment).
+    """
+
+    name: str
+    terms: Mapping[tuple[Axis, ...], float]
+    largest: Mapping[str, tuple[Axis, ...]]
+    peak: tuple[tuple[tuple[tuple[Axis, ...], ...], float], ...] = ()
+
+    def __call__(self, kept: Mapping[str, int], masks: Callable[[], Mapping[str, Tensor]]) -> float:
+        """The cost when so many units of each class stay.
+
+        Args:
+            kept: Class name -> number of units kept; all classes of the graph.
+            masks: Which ones, asked for only where the cost depends on it.
+        """
+        total = sum(w * _product(axes, kept, masks) for axes, w in self.terms.items())
+        if self.peak:
+            total += max(
+                w * sum(_product(axes, kept, masks) for axes in tensors) for tensors, w in self.peak
+            )
+        return float(total)
+
+
+def _product(
+    axes: tuple[Axis, ...], kept: Mapping[str, int], masks: Callable[[], Mapping[str, Tensor]]
+) -> int:
+    return prod(_count(a, kept, masks) for a in axes)
+
+
+def _count(axis: Axis, kept: Mapping[str, int], masks: Callable[[], Mapping[str, Tensor]]) -> int:
+    match axis:
+        case int():
+            return axis
+        case str():
+            return kept[axis]
+        case ("prod", *parts):
+            return prod(_count(p, kept, masks) for p in parts)
+        case ("sum", *parts):
+            return sum(_count(p, kept, masks) for p in parts)
+    found = masks()
+    return int(axis_mask(axis, found, {n: len(m) for n, m in found.items()}).sum())
+
+
+def cost(graph: Graph, metric: str) -> Cost:
+    r"""The closed form of a metric.
+
+    - ``params``: $\sum_t \prod_i n_i$ over parameters (tied ones once);
+    - ``macs``: the same over the products that operators do (matrix products, convolutions, attention);
+    - ``memory``: bytes of all parameters and buffers, and of the operator that reads and writes most.
+
+    Raises:
+        ConfigError: No such metric, or one that is not a closed form.
+        BudgetError: The model has nothing that the metric counts.
+
+    Example:
+        >>> graph = trace(nn.Linear(4, 3), torch.zeros(1, 4))
+        >>> dense_cost(cost(graph, "params"), graph)
+        15.0
+    """
+    terms: Counter[tuple[Axis, ...]] = Counter()
+    largest: dict[str, tuple[Axis, ...]] = {}
+    peak: tuple[tuple[tuple[tuple[Axis, ...], ...], float], ...] = ()
+    parameters = dict(graph.model.named_parameters())
+    if metric == "params":
+        for name in parameters:
+            if name in graph.axes:
+                terms[graph.axes[name]] += 1
+                largest[name] = graph.axes[name]
+    elif metric == "macs":
+        for op in graph.ops:
+            if op.work:
+                terms[op.work] += 1
+                largest[f"{op.name.split('.')[1]} in {op.module}" if op.module else op.name] = (
+                    op.work
+                )
+    elif metric == "memory":
+        tensors = {**dict(graph.model.named_buffers()), **parameters}
+        for name, axes in graph.axes.items():
+            if name in tensors:
+                terms[axes] += tensors[name].element_size()
+                largest[name] = axes
+        size = next((p.element_size() for p in parameters.values()), 4)
+        weights = set(graph.axes.values())
+        peak = tuple(
+            {
+                (
+                    tuple(
+                        a for a in (*op.inputs, *op.outputs) if a is not None and a not in weights
+                    ),
+                    float(size),
+                ): None
+                for op in graph.ops
+            }
+        )
+    else:
+        raise ConfigError(unknown("budget", metric, METRICS))
+    if not terms:
+        raise BudgetError(f"keep={metric!r}: nothing in this model counts as {metric}")
+    return Cost(metric, dict(terms), largest, peak)
+
+
+def dense_cost(form: Cost, graph: Graph) -> float:
+    """The cost with every unit kept."""
+    return form(graph.sizes, lambda: {n: torch.ones(k).bool() for n, k in graph.sizes.items()})
+
+
+def plan_cost(form: Cost, graph: Graph, keep: Mapping[str, Tensor]) -> float:
+    """The cost of a plan's masks."""
+    masks = {n: keep.get(n, torch.ones(k, dtype=torch.bool)) for n, k in graph.sizes.items()}
+    return form({n: int(m.sum()) for n, m in masks.items()}, lambda: masks)
+
+
+class Budget:
+    """How full each budget is when some bundles go: 1 is exactly met, above 1 is too much."""
+
+    def __init__(self, graph: Graph, keep: Mapping[str, float], order: Order, fixed: Removed):
+        self.graph, self.keep, self.order, self.fixed = graph, keep, order, fixed
+        self.forms = {m: cost(graph, m) for m in keep if m != "latency"}
+        self.dense = {m: dense_cost(f, graph) for m, f in self.forms.items()}
+
+    def masks(self, chosen: Tensor) -> dict[str, Tensor]:
+        return self.order.masks(self.order.removed(chosen))
+
+    def fractions(self, chosen: Tensor, more: Mapping[str, Tensor]) -> dict[str, float]:
+        """What is kept of each metric when the chosen bundles go and ``more`` is masked."""
+        removed = self.order.removed(chosen)
+        kept = {
+            n: k - removed.get(n, 0) - self.fixed.get(n, 0) for n, k in self.graph.sizes.items()
+        }
+
+        def masks() -> dict[str, Tensor]:
+            ones = {n: torch.ones(k, dtype=torch.bool) for n, k in self.graph.sizes.items()}
+            return {**ones, **more, **self.order.masks(removed)}
+
+        return {m: f(kept, masks) / self.dense[m] for m, f in self.forms.items()}
+
+
+def meet(
+    graph: Graph,
+    keep: Mapping[str, float],
+    order: Order,
+    fixed: Mapping[str, Tensor],
+    *,
+    latency: Callable[[nn.Module], float] | None = None,
+    apply: Callable[[Mapping[str, Tensor]], nn.Module] | None = None,
+) -> Tensor:
+    """Which bundles go so that every budget is met, the tightest within 2 %.
+
+    Costs only fall as more bundles go, so the first bundles that suffice are found by bisection. If
+    the last of them is so large that the budget falls inside it, smaller ones after it are taken
+    instead.
+
+    Args:
+        graph: The graph.
+        keep: Metric -> fraction of the dense model's to keep.
+        order: What may go, in order.
+        fixed: Masks of classes that are decided already.
+        latency: Seconds (or any unit) of a forward of a model.
+        apply: From masks to the pruned model; asked for only to measure latency.
+
+    Returns:
+        Bool, one a bundle.
+
+    Raises:
+        BudgetError: It cannot be met; the message names the nearest that can, and why.
+    """
+    n = len(order.units)
+    index = torch.arange(n)
+    gone = {name: int((~m).sum()) for name, m in fixed.items()}
+    budget = Budget(graph, keep, order, gone)
+
+    def filled(chosen: Tensor) -> float:
+        fractions = budget.fractions(chosen, fixed)
+        return max((f / keep[m] for m, f in fractions.items()), default=0.0)
+
+    if filled(index < n) > 1 + TOLERANCE:
+        raise BudgetError(_impossible(budget, fixed, index < n))
+    low, high = 0, n  # filled(index < high) <= 1 throughout, or nearly so at n
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if filled(index < middle) <= 1 else (middle + 1, high)
+    chosen = index < high
+    if budget.forms and high > 0:
+        chosen = _close(chosen, high, n, filled, budget, fixed)
+    if "latency" in keep:
+        if apply is None or latency is None:
+            raise ConfigError("a latency budget needs a way to measure: pass latency=")
+        chosen = _latency(int(chosen.sum()), n, keep["latency"], budget, fixed, latency, apply)
+    return chosen
+
+
+def _close(
+    chosen: Tensor,
+    high: int,
+    n: int,
+    filled: Callable[[Tensor], float],
+    budget: Budget,
+    fixed: Mapping[str, Tensor],
+) -> Tensor:
+    """Within tolerance of the budget: with the last bundle, without it, or with others instead."""
+    under, index = filled(chosen), torch.arange(n)
+    if under >= 1 - TOLERANCE:
+        return chosen
+    without = index < high - 1
+    over = filled(without)
+    if over <= 1 + TOLERANCE:
+        return without
+    nearest, current = min((over, under), key=lambda f: abs(f - 1)), without.clone()
+    skipped = {int(budget.order.which[high - 1])}
+    for k in range(high, min(n, high + _TRIES)):
+        which = int(budget.order.which[k])
+        if which in skipped:
+            continue
+        current[k] = True
+        now = filled(current)
+        if now < 1 - TOLERANCE:  # too large as well: none of this class any more
+            current[k] = False
+            skipped.add(which)
+        elif now <= 1 + TOLERANCE:
+            return current
+        nearest = min((nearest, now), key=lambda f: abs(f - 1))
+    target = min(budget.keep[m] for m in budget.forms)
+    raise BudgetError(
+        f"keep={dict(budget.keep)} cannot be met within 2 %: units are whole, and the nearest that "
+        f"can be had is keep={target * nearest:.4g}. Ask for that, or lower round_to"
+    )
+
+
+def _latency(
+    first: int,
+    n: int,
+    fraction: float,
+    budget: Budget,
+    fixed: Mapping[str, Tensor],
+    latency: Callable[[nn.Module], float],
+    apply: Callable[[Mapping[str, Tensor]], nn.Module],
+) -> Tensor:
+    """The first bundles whose removal is measured to be fast enough.
+
+    Not within 2 % from below: speed comes in steps, and the clock is noisy.
+    """
+    index = torch.arange(n)
+    target = fraction * latency(budget.graph.model)
+
+    def measured(count: int) -> float:
+        return latency(apply({**fixed, **budget.masks(index < count)}))
+
+    if first and measured(first) <= target * (1 + TOLERANCE):
+        return index < first
+    low, high = first, n
+    fastest = measured(n)
+    if fastest > target * (1 + TOLERANCE):
+        raise BudgetError(
+            f"keep={dict(budget.keep)} cannot be met: with every class at its minimum width a forward "
+            f"still takes {fastest / target * fraction:.1%} of the dense model's time. Lower "
+            "min_width or raise max_ratio, or ask for more"
+        )
+    for _ in range(_MEASUREMENTS):
+        if high - low <= 1:
+            break
+        middle = (low + high) // 2
+        now = measured(middle)
+        if abs(now / target - 1) <= TOLERANCE:
+            return index < middle
+        low, high = (low, middle) if now <= target else (middle, high)
+    return index < high
+
+
+def _impossible(budget: Budget, fixed: Mapping[str, Tensor], everything: Tensor) -> str:
+    fractions = budget.fractions(everything, fixed)
+    metric = max(fractions, key=lambda m: fractions[m] / budget.keep[m])
+    form, left = budget.forms[metric], fractions[metric]
+    masks = {**fixed, **budget.masks(everything)}
+    full = {n: masks.get(n, torch.ones(k, dtype=torch.bool)) for n, k in budget.graph.sizes.items()}
+    kept = {n: int(m.sum()) for n, m in full.items()}
+    where = max(form.largest, key=lambda k: _product(form.largest[k], kept, lambda: full))
+    share = _product(form.largest[where], kept, lambda: full)
+    axes = " x ".join(show_axis(a) for a in form.largest[where])
+    return (
+        f'keep={{"{metric}": {budget.keep[metric]:g}}} cannot be met: with every class at its minimum '
+        f"width the model still needs {left:.1%} of its {metric} (the largest part that stays is "
+        f"{where}, {share:,} of shape {axes}). Lower min_width or raise max_ratio, ignore less, or "
+        f"ask for keep >= {left:.3f}"
+    )
