@@ -101,7 +101,7 @@ def skyline(layers: Sequence[Layer]) -> Figure:
 
 
 def _metric_axis(metric: Metric) -> tuple[str, float]:
-    name = plain(metric.name)
+    name = _short(metric.name, 40)
     return (f"{name}, %", 100.0) if metric.percent else (name, 1.0)
 
 
@@ -194,9 +194,9 @@ def pareto(points: Sequence[Point], metric: Metric, before: State) -> Figure:
         if chosen:
             parts.append(circle(px, py, 9, "ring"))
         parts.append(circle(px, py, 4.5, css, hint))
-        place = _free(px, py, label, taken, x, y)
+        place = _free(px, py, _short(label, 16), taken, x, y)
         taken.append(place)
-        parts.append(text(place[0], place[3] - 4, label, "label"))
+        parts.append(text(place[0], place[3] - 4, _short(label, 16), "label"))
     shown = [p for p in points if p.chosen]
     description = f"{plain(metric.name)} against measured speed-up for {len(points)} runs."
     legend = [("stroke c1", "not beaten by another run"), ("stroke reference", "dense speed")]
@@ -307,3 +307,9 @@ def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[floa
 
 def _removed(ratio: float) -> str:
     return f"−{ratio * 100:.3g} %"
+
+
+def _short(name: str, most: int) -> str:
+    """Cut a name that would run out of the picture; it is whole in the table and the tooltip."""
+    name = plain(name)
+    return name if len(name) <= most else f"{name[: most - 1]}…"
