@@ -2,11 +2,11 @@
 
 Two oracles, neither of which knows the algebra:
 
-- *moves on masks*: after any sequence of moves, any choice of what goes from the free atoms, read back
-  position by position, must satisfy every move that was made. If the algebra claimed two tied
+- *moves on masks*: after any sequence of moves, any choice of what goes from the free atoms, read
+  back position by position, must satisfy every move that was made. If the algebra claimed two tied
   positions to be independent, some choice breaks the move that ties them.
-- *ties on labels*: where no axis is nested, every position carries a label, the same moves run on the
-  label arrays, and labels that are matched are tied. The units of the algebra must be these ties.
+- *ties on labels*: where no axis is nested, every position carries a label, the same moves run on
+  the label arrays, and labels that are matched are tied. The algebra's units must be these ties.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def block(axes: list[Expr], kept: Kept) -> np.ndarray:
 
 
 def choices(atoms: list[Atom], seed: int) -> list[Kept]:
-    """What may go: every single unit of every atom on its own, and a few random halves of everything."""
+    """What may go: every single unit of every atom on its own, and a few random selections."""
     rng = random.Random(seed)
     result: list[Kept] = [
         {id(a): [i != gone for i in range(a.size)]} for a in atoms for gone in range(a.size)
@@ -86,7 +86,7 @@ def choices(atoms: list[Atom], seed: int) -> list[Kept]:
 
 
 class Program:
-    """Random moves on a growing pool of axes; each move leaves a claim that must hold for any choice."""
+    """Random moves on a pool of axes; each leaves a claim that must hold for any choice."""
 
     def __init__(self) -> None:
         self.pool: list[Expr] = []
@@ -111,7 +111,7 @@ class Program:
             return
         whole = concat(*parts)
         self.pool.append(whole)
-        self.claim("concat", lambda m: mask(whole, m) == sum((mask(p, m) for p in parts), []))
+        self.claim("concat", lambda m: mask(whole, m) == [u for p in parts for u in mask(p, m)])
 
     def nest(self, a: int, b: int, c: int) -> None:
         x, y = self.pick(a), self.pick(b)
@@ -222,7 +222,7 @@ def test_whatever_goes_from_free_atoms_every_move_still_holds(program):
 @settings(max_examples=400, deadline=None)
 @given(programs(LINEAR, 14))
 def test_without_nesting_units_are_exactly_the_ties_of_the_labels(program):
-    """Union-find over labels, matched index by index; each algebra's unit is one tie, none is lost."""
+    """Union-find over labels, matched index by index; each unit is one tie and none is lost."""
     sizes, steps = program
     done = Program()
     parent: list[int] = []
@@ -237,7 +237,7 @@ def test_without_nesting_units_are_exactly_the_ties_of_the_labels(program):
         done.new(size)
         labels.append(list(range(len(parent), len(parent) + size)))
         parent += labels[-1]
-    for name, a, b, c in steps:
+    for name, a, b, _ in steps:
         x = a % len(labels)
         if name == "concat":
             y = b % len(labels)

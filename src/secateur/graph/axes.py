@@ -7,9 +7,9 @@ An axis is an expression over atoms:
 - ``Sum(e1, .., ek)``: one after another, what ``cat`` does;
 - ``Take(e, index)``: position j is position ``index[j]`` of e, what a flip or a gather does.
 
-Atoms live in a union-find. ``unify`` makes two axes the same axis, index by index. An atom that turns
-out to have inner structure is *refined*: it is defined as an expression over fresh atoms, and every
-earlier occurrence sees the refinement, because expressions are only read through ``resolve``.
+Atoms live in a union-find. ``unify`` makes two axes the same axis, index by index. An atom that
+turns out to have inner structure is *refined*: it is defined as an expression over fresh atoms, and
+every earlier occurrence sees the refinement, because expressions are only read through ``resolve``.
 What cannot be expressed is *locked*, with a reason: locked positions are never removed, so locking
 is always safe. Nothing here knows about tensors or networks.
 """
@@ -241,7 +241,7 @@ def cut(e: Expr, position: int) -> tuple[Expr, Expr] | None:
 
 
 def unify(a: Expr, b: Expr) -> bool:
-    """Make two axes of equal size the same axis. False (and both locked) if that has no expression."""
+    """Make two axes of equal size the same axis; False, and both locked, if it has no expression."""
     a, b = resolve(a), resolve(b)
     if a is b or a.size == 1 == b.size:
         return True
