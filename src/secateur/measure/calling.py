@@ -43,6 +43,11 @@ def describe(value: Any) -> str:
     return type(value).__name__
 
 
+def words(error: Exception) -> str:
+    """An error's own words as part of a sentence."""
+    return str(error).strip().rstrip(".") or type(error).__name__
+
+
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; every module's own mode comes back afterwards."""
@@ -84,7 +89,7 @@ def call(model: nn.Module, inputs: Any) -> Any:
         devices = {t.device for t in (*args, *kwargs.values()) if isinstance(t, Tensor)} - {where}
         on = f" on {', '.join(map(str, devices))} (the model is on {where})" if devices else ""
         raise DataError(
-            f"{type(model).__name__} could not be run on {describe(inputs)}{on}: {error}. "
+            f"{type(model).__name__} could not be run on {describe(inputs)}{on}: {words(error)}. "
             "Give a tensor, a tuple of positional inputs or a dict of keyword inputs that "
             "model(...) accepts, on the model's device."
         ) from error

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.errors import DataError
-from secateur.measure.calling import as_call, describe
+from secateur.measure.calling import as_call, describe, words
 
 Forward = Callable[[nn.Module, Any], Any]
 Loss = Callable[[Any, Any], Tensor]
@@ -82,9 +82,9 @@ def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
         raise
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
         raise DataError(
-            f"{type(model).__name__} could not be run on the batch {describe(batch)}: {error}. "
-            "A batch is (inputs..., target) or a dict of keywords; for any other give "
-            "forward=lambda model, batch: ..."
+            f"{type(model).__name__} could not be run on the batch {describe(batch)}: "
+            f"{words(error)}. A batch is (inputs..., target) or a dict of keywords; for any other "
+            "give forward=lambda model, batch: ..."
         ) from error
 
 
@@ -128,8 +128,8 @@ def task_loss(output: Any, batch: Any, loss: Loss | None = None) -> Tensor:
             )
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
         raise DataError(
-            f"the loss of output {describe(output)} and target {describe(target)} failed: {error}. "
-            "Give targets that fit, or loss=lambda output, target: ..."
+            f"the loss of output {describe(output)} and target {describe(target)} failed: "
+            f"{words(error)}. Give targets that fit, or loss=lambda output, target: ..."
         ) from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise DataError(f"the loss must be one number, got {describe(value)}: reduce it by mean().")

@@ -33,8 +33,9 @@ def kept_indices(
         return rows, columns
     if dense.shape[2:] != pruned.shape[2:] or dense.dtype != pruned.dtype:
         return None
-    found = _by_value(dense.detach().flatten(2), pruned.detach().flatten(2).to(dense.device))
-    if found is None or not torch.equal(dense[found[0]][:, found[1]], pruned.to(dense.device)):
+    dense, pruned = dense.detach(), pruned.detach().to(dense.device)
+    found = _by_value(dense, pruned)
+    if found is None or not torch.equal(dense[found[0]][:, found[1]], pruned):
         return None
     return found
 
@@ -47,9 +48,8 @@ def _from_plan(plan: Any, name: str) -> list[Tensor]:
 
 def _by_value(dense: Tensor, pruned: Tensor) -> tuple[Tensor, Tensor] | None:
     """Look every value up among those unique in ``dense``; the place most agree on wins."""
-    if dense.dim() == 2:
-        dense, pruned = dense[..., None], pruned[..., None]
-    outs, ins, kernel = dense.shape
+    outs, ins = dense.shape[:2]
+    kernel = dense[0, 0].numel()
     values, order = dense.flatten().sort()
     once = torch.ones_like(values, dtype=torch.bool)
     same = values[1:] == values[:-1]
