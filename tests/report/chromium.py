@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ FLAGS = (
     "--disable-dev-shm-usage",
     "--remote-debugging-pipe",
 )
+PATIENCE = 120
 INSTALL = "no Chromium found: apt-get install chromium"
 
 
@@ -96,6 +98,8 @@ class Page:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
+            if not select.select([self.read], [], [], PATIENCE)[0]:
+                raise TimeoutError(f"Chromium said nothing for {PATIENCE} s")
             piece = os.read(self.read, 1 << 16)
             if not piece:
                 raise RuntimeError("Chromium went away")
@@ -118,7 +122,7 @@ class Page:
 
 
 @contextlib.contextmanager
-def browse(profile: Path, patience: float = 120) -> Iterator[Page]:
+def browse(profile: Path) -> Iterator[Page]:
     """Start the browser with an empty profile and give one tab; it is ended in any case."""
     commands_out, commands_in = os.pipe()
     events_out, events_in = os.pipe()
@@ -142,12 +146,6 @@ def browse(profile: Path, patience: float = 120) -> Iterator[Page]:
     )
     os.close(commands_out)
     os.close(events_in)
-
-    def give_up(*_: object) -> None:
-        raise TimeoutError(f"Chromium did not answer within {patience} s")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, patience)
     try:
         page = Page(commands_in, events_out)
         target = page.call("Target.createTarget", url="about:blank")["targetId"]
@@ -157,8 +155,6 @@ def browse(profile: Path, patience: float = 120) -> Iterator[Page]:
             page.call(f"{domain}.enable")
         yield page
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(browser.pid, signal.SIGKILL)  # with its helper processes
         browser.wait()
