@@ -241,7 +241,7 @@ def cut(e: Expr, position: int) -> tuple[Expr, Expr] | None:
 
 
 def unify(a: Expr, b: Expr) -> bool:
-    """Make two axes of equal size the same axis; False, and both locked, if it has no expression."""
+    """Make two axes of equal size the same axis; False, both locked, if it has no expression."""
     a, b = resolve(a), resolve(b)
     if a is b or a.size == 1 == b.size:
         return True

@@ -9,6 +9,9 @@ integer and float arguments: after surgery the same calls are replayed and their
 from __future__ import annotations
 
 import copy
+import functools
+import gc
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -41,6 +44,7 @@ class OpRecord:
     outputs: list[Axes | None]
     reduced: list[tuple[Expr, str]] = field(default_factory=list)
     work: tuple[Expr, ...] = ()
+    sources: tuple[str | int | None, ...] = ()
 
 
 @dataclass
@@ -150,6 +154,30 @@ class Scopes:
         return scopes
 
 
+class Dispatch:
+    """Which operators are looked at, and how those without a rule are taken apart."""
+
+    def __init__(self) -> None:
+        self.decompositions = core_aten_decompositions()
+
+    def kind(self, func: Any) -> str:
+        """silent (no tensor comes out), alias (the same tensor), compound, or known."""
+        name = func.overloadpacket.__name__
+        if name in _SILENT:
+            return "silent"
+        if name in _ALIASES:
+            return "alias"
+        return "known" if find_rule(func) is not None else "compound"
+
+    def decomposed(self, mode: Any, func: Any, args: Any, kwargs: Any) -> tuple[bool, Any]:
+        """Run an operator without a rule through core operators that have one."""
+        with mode:
+            if func in self.decompositions:
+                return True, self.decompositions[func](*args, **kwargs)
+            result = func.decompose(*args, **kwargs)
+        return result is not NotImplemented, result
+
+
 class Recorder(TorchDispatchMode):
     """Keeps the axes of every tensor seen and asks the rules for those of each new one."""
 
@@ -165,11 +193,12 @@ class Recorder(TorchDispatchMode):
         self.calls: list[Call] = []
         self.roles: list[tuple[Expr, str]] = []
         self.origin: dict[int, tuple[tuple[str, int], ...]] = {}  # which parameter axes these are
+        self.maker: dict[int, str | int] = {}  # a parameter's name, or the number of an operator
         self.consumed: set[tuple[str, int]] = set()
         self.failed_in: str | None = None
         self.unknown: Counter[str] = Counter()
         self.module_outputs: dict[str, list[Axes]] = {}
-        self.decompositions = core_aten_decompositions()
+        self.dispatch = Dispatch()
 
     def set(self, tensor: Tensor, axes: Sequence[Expr], *, zero: bool = True) -> None:
         self.env[id(tensor)] = list(axes)
@@ -190,27 +219,29 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
-        if name in _SILENT:
+        kind = self.dispatch.kind(func)
+        if kind == "silent":
             return func(*args, **kwargs)
-        rule = find_rule(func)
-        if rule is None and name not in _ALIASES:
-            done, result = self._decomposed(func, args, kwargs)
+        if kind == "compound":
+            done, result = self.dispatch.decomposed(self, func, args, kwargs)
             if done:
                 return result
+        rule = find_rule(func)
         # In-place operators overwrite their first argument; its axes must be known beforehand.
         for t in tree_leaves((args, kwargs)):
             if isinstance(t, Tensor):
                 self.axes_of(t)
         known = self._known(func, args, kwargs)
         result = func(*args, **kwargs)
-        if name in _ALIASES:
+        if kind == "alias":
             self.set(result, self.axes_of(args[0]), zero=self.zero(args[0]))
-            for table in (self.values, self.origin):
+            for table in (self.values, self.origin, self.maker):
                 if id(args[0]) in table:
                     table[id(result)] = table[id(args[0])]  # type: ignore[index, assignment]
             return result
         op = Op(self, func, args, kwargs, result)
         op.record.inputs = [list(self.axes_of(t)) for t in op.tensors()]
+        op.record.sources = tuple(self.maker.get(id(t)) for t in op.tensors())
         axes = rule(op) if rule else None
         if axes is None:
             axes = self._opaque(op, known_rule=rule is not None)
@@ -219,6 +250,7 @@ class Recorder(TorchDispatchMode):
         for out, e in zip(op.outs, axes, strict=False):
             if isinstance(out, Tensor):
                 self._note(op, out, e)
+                self.maker[id(out)] = len(self.ops)
         op.record.outputs = [
             list(self.env[id(o)]) if isinstance(o, Tensor) else None for o in op.outs
         ]
@@ -255,16 +287,6 @@ class Recorder(TorchDispatchMode):
         if sizes != tuple(out.shape):
             raise AssertionError(f"rule of {op.func} says {sizes}, the tensor is {out.shape}")
         self.set(out, [resolve(x) for x in e], zero=op.zero)
-
-    def _decomposed(self, func: Any, args: Any, kwargs: Any) -> tuple[bool, Any]:
-        """Run an operator without a rule through core operators that have one."""
-        if torch.Tag.pointwise in func.tags:
-            return False, None
-        with self:
-            if func in self.decompositions:
-                return True, self.decompositions[func](*args, **kwargs)
-            result = func.decompose(*args, **kwargs)
-        return result is not NotImplemented, result
 
     def _opaque(self, op: Op, *, known_rule: bool) -> list[Axes | None]:
         """An operator that nothing is known about: all its axes stay, and it is named once."""
@@ -450,6 +472,33 @@ def quiet_kernels() -> Iterator[None]:
 
 
 @contextmanager
+def clean_caches() -> Iterator[None]:
+    """Empty the ``functools`` caches that were filled meanwhile: they may hold tensors without data.
+
+    Some forwards keep position tables in a cache of the function, not of the model, where the user's
+    own next forward would find them.
+    """
+    before = {id(c): c.cache_info().misses for c in _caches(len(sys.modules))}
+    try:
+        yield
+    finally:
+        for c in _caches(len(sys.modules)):
+            if c.cache_info().misses != before.get(id(c), 0):
+                c.cache_clear()
+
+
+@functools.lru_cache(maxsize=1)
+def _caches(_modules_loaded: int) -> list[Any]:
+    kind = functools._lru_cache_wrapper
+    ours = ("torch", "secateur", "functools", "re", "typing")
+    return [
+        o
+        for o in gc.get_objects()
+        if type(o) is kind and str(o.__module__).partition(".")[0] not in ours
+    ]
+
+
+@contextmanager
 def module_hooks(model: nn.Module, enter: Any, leave: Any) -> Iterator[None]:
     """Call ``enter(name)`` and ``leave(name, output)`` around every submodule's forward."""
     names = {id(m): n for n, m in model.named_modules()}
@@ -527,6 +576,7 @@ def run(
             for t in tensors_in((args, kwargs)):
                 on_tensor(None, t)
         if mode is not None:
+            stack.enter_context(clean_caches())
             stack.enter_context(mode)
         for m in modes:
             stack.enter_context(m)

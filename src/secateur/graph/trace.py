@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from secateur.errors import TraceError
 from secateur.graph import classes as frozen
-from secateur.graph.axes import Atom, Expr, Prod, Sum, Take, leaves, one, resolve
+from secateur.graph.axes import Atom, Expr, Prod, Sum, Take, leaves, lock, one, resolve
 from secateur.graph.capture import (
     Calls,
     Recorder,
@@ -33,7 +33,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FrozenOp:
-    """One operator as it ran: its name, module, and the frozen axes of what it read and made."""
+    """One operator as it ran: its name, module, and the frozen axes of what it read and made.
+
+    ``sources`` says where each input came from: a parameter or buffer (its name), an earlier operator
+    (its place in ``Graph.ops``), or neither (None: a model input or a constant).
+    """
 
     name: str
     module: str
@@ -41,6 +45,7 @@ class FrozenOp:
     outputs: tuple[tuple[Axis, ...] | None, ...]
     work: tuple[Axis, ...]
     statistical: bool
+    sources: tuple[str | int | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ class Graph:
         draw(self, path)
 
 
-def trace(model: nn.Module, example_inputs: Any) -> Graph:
+def trace(model: nn.Module, example_inputs: Any, *, on_data: bool = False) -> Graph:
     """Trace a model into its graph of unit classes.
 
     The model runs once on fake tensors, which hold no data: no memory is used, the model is not
@@ -148,6 +153,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
         model: Any module.
         example_inputs: A tensor, a tuple of positional inputs, or a dict of keyword inputs. A batch
             of two shows more than a batch of one.
+        on_data: Run on the real tensors from the start.
 
     Returns:
         The graph. ``print(graph)`` shows its classes.
@@ -162,11 +168,10 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
         [('0', 8)]
     """
     _check_inputs(model, example_inputs)
-    on_data = False
     try:
-        recorder, atoms = _record(model, example_inputs, fake=True)
+        recorder, atoms = _record(model, example_inputs, fake=not on_data)
     except Exception as error:  # noqa: BLE001 - fake kernels refuse what real ones may accept
-        if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+        if on_data or any(t.is_meta for t in (*model.parameters(), *model.buffers())):
             raise _explained(example_inputs, error) from error
         log.info("tracing on real tensors, since fake ones gave %s", type(error).__name__)
         on_data = True
@@ -221,6 +226,7 @@ def _record(
         atoms[name] = [Atom(n) if n != 1 else one() for n in tensor.shape]
         recorder.set(tensor, atoms[name])
         recorder.origin[id(tensor)] = tuple((name, i) for i in range(tensor.dim()))
+        recorder.maker[id(tensor)] = name
         real = names[name]
         if not real.is_floating_point() and real.device.type != "meta":
             recorder.values[id(tensor)] = real.detach()
@@ -239,6 +245,10 @@ def _record(
         error.__dict__["secateur_where"] = recorder.failed_in
         raise
     mark_outputs(recorder, output)
+    read = {source for op in recorder.ops for source in op.sources}
+    for name, axes in atoms.items():
+        for e in axes if name not in read else ():
+            lock(e, "not used by this forward")  # what it would have to agree with is not known
     return recorder, atoms
 
 
@@ -283,7 +293,9 @@ def _freeze(
     parameters = {n for n, _ in model.named_parameters()}
     class_name: dict[int, str] = {}
     taken: set[str] = set()
-    for key, places in found.items():
+    # What can be removed has the first choice of names.
+    for key in sorted(found, key=lambda k: leaf_of[k].lock is not None):
+        places = found[key]
         made = [p for p in places if p not in consumed]
         made = [p for p in made if p[0] in parameters and len(atoms[p[0]]) > 1] or made or places
         base = module_of(made[0][0]) or made[0][0]
@@ -304,8 +316,9 @@ def _freeze(
     tensor_axes = {name: freeze_all(axes) for name, axes in atoms.items()}
     sizes = {class_name[k]: leaf.size for k, leaf in leaf_of.items()}
     members: dict[str, list[Member]] = {n: [] for n in sizes}
-    for name, axes in tensor_axes.items():
-        for i, axis in enumerate(axes):
+    for name, axes in atoms.items():
+        for i, e in enumerate(axes):
+            axis = _freeze_axis(resolve(e), class_name, locked=True)
             for cls, unit in frozen.occurrences(axis, sizes):
                 members[cls].append(Member(name, i, unit, (name, i) not in consumed))
     classes = {
@@ -333,6 +346,7 @@ def _freeze(
                 tuple(None if a is None else freeze_all(a) for a in op.outputs),
                 freeze_all(op.work),
                 bool(op.reduced),
+                op.sources,
             )
             for op in recorder.ops
         ),
@@ -353,18 +367,18 @@ def _freeze(
     )
 
 
-def _freeze_axis(e: Expr, class_name: Mapping[int, str]) -> Axis:
+def _freeze_axis(e: Expr, class_name: Mapping[int, str], *, locked: bool = False) -> Axis:
+    """Leaves that no parameter has are only a size, and so are locked ones unless asked for."""
     match e:
         case Atom():
-            # Locked leaves and leaves that no parameter has are only a size.
-            return class_name[id(e)] if id(e) in class_name and e.lock is None else e.size
+            named = id(e) in class_name and (locked or e.lock is None)
+            return class_name[id(e)] if named else e.size
         case Prod():
-            parts = [_freeze_axis(f, class_name) for f in e.factors]
-            return _join(parts, "prod")
+            return _join([_freeze_axis(f, class_name, locked=locked) for f in e.factors], "prod")
         case Sum():
-            return _join([_freeze_axis(t, class_name) for t in e.terms], "sum")
+            return _join([_freeze_axis(t, class_name, locked=locked) for t in e.terms], "sum")
         case Take():
-            base = _freeze_axis(resolve(e.base), class_name)
+            base = _freeze_axis(resolve(e.base), class_name, locked=locked)
             return len(e.index) if isinstance(base, int) else ("take", base, tuple(e.index))
 
 

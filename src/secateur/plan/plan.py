@@ -166,11 +166,13 @@ class Plan:
             raise PlanError("pass the model to apply the plan to")
         return apply(plan, target, inplace=inplace)
 
-    def verify(self, model: nn.Module | None = None, **options: Any) -> Verification:
+    def verify(
+        self, model: nn.Module | None = None, pruned: nn.Module | None = None, **options: Any
+    ) -> Verification:
         """Show that the pruned model equals the masked one, or where it does not."""
         from secateur.plan.verify import verify
 
-        return verify(self, model, **options)
+        return verify(self, model, pruned, **options)
 
     def with_keep(self, keep: Mapping[str, Tensor], *notes: str) -> Plan:
         """The same plan with other units kept."""

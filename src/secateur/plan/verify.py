@@ -1,0 +1,348 @@
+"""Proof: the pruned model computes what the dense model computes with the removed units masked.
+
+For classes marked exact, masking is zeroing the planned slices in a copy of the dense model. For
+statistical classes (layer norm, softmax, mean over a prunable axis) zeroing is not removing, so the
+masked model runs under a reference that evaluates just those operators over the kept positions and
+puts zeros back where units are missing. Both must agree with the pruned model to rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from secateur.errors import PlanError
+from secateur.graph.capture import (
+    call_arguments,
+    evaluating,
+    module_hooks,
+    named_tensors,
+    run,
+    skeleton,
+    tensors_in,
+)
+from secateur.graph.classes import Axis, axis_mask
+from secateur.plan.surgery import masked
+
+if TYPE_CHECKING:
+    from secateur.graph.trace import FrozenOp, Graph
+    from secateur.plan.plan import Plan
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Whether masked dense == pruned, and where not.
+
+    Attributes:
+        ok: The outputs agree within ``tolerance``.
+        error: Largest relative error ||masked - pruned|| / ||masked|| over the outputs.
+        tolerance: The bound for the model's precision.
+        change: The same measure between the dense and the masked model: what pruning does.
+        exact: True if plain zeroing was the reference, False if statistical operators were
+            evaluated over the kept positions.
+        where: First module whose output disagrees, or None.
+        proven: False if no comparison could be made; ``note`` says why.
+        note: What the reader should know.
+    """
+
+    ok: bool
+    error: float
+    tolerance: float
+    change: float
+    exact: bool
+    where: str | None = None
+    proven: bool = True
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        if not self.proven:
+            return f"not proven: {self.note}"
+        what = "zeroed" if self.exact else "masked (statistics over the kept units)"
+        if self.ok:
+            return f"proven: pruned equals {what} dense to {self.error:.1e} relative error"
+        return (
+            f"NOT EQUAL: pruned differs from {what} dense by {self.error:.1e} "
+            f"(tolerance {self.tolerance:.0e}), first in {self.where or 'the output'}"
+        )
+
+
+def verify(
+    plan: Plan,
+    model: nn.Module | None = None,
+    pruned: nn.Module | None = None,
+    *,
+    example_inputs: Any = None,
+    seed: int = 0,
+) -> Verification:
+    """Compare the pruned model with the masked dense one on random inputs.
+
+    Args:
+        plan: The plan.
+        model: The dense model; default: the traced one.
+        pruned: ``plan.apply(model)``, if at hand.
+        example_inputs: Default: those of the trace. Floating inputs are replaced by random ones.
+        seed: Of the random inputs.
+
+    Returns:
+        What was found; it never raises because the models differ.
+    """
+    if model is None or (plan.graph is None and (example_inputs is None or not plan.exact)):
+        if plan.graph is None:
+            raise PlanError("pass the model and example_inputs, or a plan that still has its graph")
+        model = plan.graph.model
+    if example_inputs is None:
+        assert plan.graph is not None
+        example_inputs = plan.graph.example_inputs
+    if any(t.is_meta for t in named_tensors(model).values()):
+        return Verification(
+            False, float("nan"), 0.0, float("nan"), plan.exact, proven=False,
+            note="the model is on the meta device and has no values to compute with",
+        )  # fmt: skip
+    plan = plan.prepared()
+    pruned = pruned if pruned is not None else plan.apply(model)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    tolerance = TOLERANCE.get(dtype, 1e-4)
+    inputs = _randomised(example_inputs, seed)
+    dense = _outputs(model, inputs, seed)
+    try:
+        reference = _reference(plan, model, inputs, seed)
+    except ReferenceError as error:
+        return Verification(
+            False, float("nan"), tolerance, float("nan"), plan.exact, proven=False, note=str(error)
+        )
+    result = _outputs(pruned, inputs, seed)
+    error = _distance(reference, result)
+    change = _distance(dense, reference)
+    ok = error <= tolerance
+    note = ""
+    if plan.keep and change == 0:
+        note = "masking does not change the output on these inputs: the comparison shows little"
+    where = None if ok else _where(plan, model, pruned, inputs, seed, tolerance)
+    return Verification(ok, error, tolerance, change, plan.exact, where, note=note)
+
+
+def _randomised(example_inputs: Any, seed: int) -> Any:
+    """Floating inputs become random ones of the same scale; indices and masks stay valid as given."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def fresh(t: Any) -> Any:
+        if not isinstance(t, Tensor) or not t.is_floating_point() or t.is_meta or t.numel() < 2:
+            return t
+        spread = t.float().std().item() or 1.0
+        noise = torch.randn(t.shape, generator=generator) * spread + t.float().mean().item()
+        return noise.to(t.device, t.dtype)
+
+    return tree_map(fresh, example_inputs)
+
+
+def _outputs(model: nn.Module, inputs: Any, seed: int) -> list[Tensor]:
+    args, kwargs = call_arguments(tree_map(_copied, inputs))
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(seed)  # a forward that draws noise draws the same for both
+        return [t.clone() for t in tensors_in(model(*args, **kwargs))]
+
+
+def _copied(t: Any) -> Any:
+    return t.clone() if isinstance(t, Tensor) else t
+
+
+def _distance(a: list[Tensor], b: list[Tensor]) -> float:
+    """Largest relative error over floating outputs; infinite where shapes or finiteness differ."""
+    if len(a) != len(b) or any(x.shape != y.shape for x, y in zip(a, b, strict=False)):
+        return float("inf")
+    worst = 0.0
+    for x, y in zip(a, b, strict=True):
+        if not x.is_floating_point() and not x.is_complex():
+            continue
+        finite = torch.isfinite(x)
+        if not torch.equal(finite, torch.isfinite(y)):
+            return float("inf")
+        x, y = (torch.where(finite, t, 0).double() for t in (x, y))
+        worst = max(worst, float((x - y).norm() / x.norm().clamp_min(1e-12)))
+    return worst
+
+
+def masked_state(plan: Plan, model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, with the planned slices set to zero."""
+    tensors = named_tensors(model)
+    return {n: masked(plan, n, t) if n in plan.touched else t for n, t in tensors.items()}
+
+
+@contextmanager
+def masked_model(model: nn.Module, plan: Plan) -> Iterator[nn.Module]:
+    """The model itself with the planned slices set to zero, and as it was afterwards.
+
+    Example:
+        >>> with sec.masked(model, plan): accuracy = evaluate(model)
+    """
+    from secateur.plan.surgery import check_architecture
+
+    check_architecture(plan, model)
+    tensors = named_tensors(model)
+    saved = {n: tensors[n].detach().clone() for n in plan.touched}
+    try:
+        with torch.no_grad():
+            for n in saved:
+                tensors[n].copy_(masked(plan, n, tensors[n]))
+        yield model
+    finally:
+        with torch.no_grad():
+            for n, old in saved.items():
+                tensors[n].copy_(old)
+
+
+def _reference(plan: Plan, model: nn.Module, inputs: Any, seed: int) -> list[Tensor]:
+    state = masked_state(plan, model)
+    modes: list[Any] = []
+    if not plan.exact:
+        modes = [Reference(plan, _operators(plan, model, inputs))]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        output = run(skeleton(model), inputs, modes, fake=False, state=lambda n, t: state[n])
+    return [t.clone() for t in tensors_in(output)]
+
+
+def _operators(plan: Plan, model: nn.Module, inputs: Any) -> tuple[FrozenOp, ...]:
+    """The operators of a real run with their axes, in the order in which the reference meets them."""
+    from secateur.graph.trace import trace
+
+    graph: Graph = trace(model, inputs, on_data=True)
+    if {n: c.size for n, c in graph.classes.items()} != dict(plan.sizes):
+        raise ReferenceError(
+            "run on real tensors the model shows other classes than in the trace, so the "
+            "statistical operators cannot be evaluated over the kept positions"
+        )
+    return graph.ops
+
+
+class Reference(TorchDispatchMode):
+    """Evaluates statistical operators over the kept positions only."""
+
+    def __init__(self, plan: Plan, ops: tuple[FrozenOp, ...]) -> None:
+        super().__init__()
+        from secateur.graph.capture import Dispatch
+
+        self.plan = plan
+        self.ops = ops
+        self.position = 0
+        self.dispatch = Dispatch()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        kind = self.dispatch.kind(func)
+        if kind in ("silent", "alias"):
+            return func(*args, **kwargs)
+        if kind == "compound":
+            done, result = self.dispatch.decomposed(self, func, args, kwargs)
+            if done:
+                return result
+        op = self.ops[self.position] if self.position < len(self.ops) else None
+        self.position += 1
+        if op is None or op.name != str(func):
+            raise ReferenceError(f"the operators of two runs differ at {func}")
+        touched = any(self._cut(a) for axes in op.inputs for a in axes)
+        if not op.statistical or not touched:
+            return func(*args, **kwargs)
+        return self._compressed(op, func, args, kwargs)
+
+    def _cut(self, axis: Axis) -> bool:
+        old, new = self.plan.counts(axis)
+        return old != new
+
+    def _compressed(self, op: FrozenOp, func: Any, args: Any, kwargs: Any) -> Any:
+        """Gather the kept positions, run the operator on them, scatter its result among zeros."""
+        leaves, spec = tree_flatten((args, kwargs))
+        axes = iter(op.inputs)
+        small = [self._gather(x, next(axes)) if isinstance(x, Tensor) else x for x in leaves]
+        new_args, new_kwargs = tree_unflatten(small, spec)
+        result = func(*self._sizes(op, func, args, new_args), **new_kwargs)
+        outs = list(result) if isinstance(result, tuple | list) else [result]
+        full = [
+            self._scatter(o, a) if isinstance(o, Tensor) and a is not None else o
+            for o, a in zip(outs, op.outputs, strict=True)
+        ]
+        return type(result)(full) if isinstance(result, tuple | list) else full[0]
+
+    def _sizes(self, op: FrozenOp, func: Any, args: Any, new: Any) -> Any:
+        """Size arguments of the operators that have them follow the gathered input."""
+        name = func.overloadpacket.__name__
+        if name in ("native_layer_norm", "_fused_rms_norm", "layer_norm", "rms_norm"):
+            dims = len(args[1])
+            return (new[0], list(new[0].shape[-dims:]), *new[2:])
+        if name == "native_group_norm":
+            batch, channels = new[0].shape[:2]
+            kept = axis_mask(op.inputs[0][1], self.plan.keep, self.plan.sizes)
+            groups = int(kept.view(args[6], -1).any(1).sum())
+            return (*new[:3], batch, channels, new[0][0, 0].numel(), groups, *new[7:])
+        return new
+
+    def _gather(self, t: Tensor, axes: tuple[Axis, ...]) -> Tensor:
+        for dim, axis in enumerate(axes):
+            if self._cut(axis):
+                t = t.index_select(dim, self._kept(axis).to(t.device))
+        return t
+
+    def _scatter(self, t: Tensor, axes: tuple[Axis, ...]) -> Tensor:
+        for dim, axis in enumerate(axes):
+            if self._cut(axis):
+                shape = list(t.shape)
+                shape[dim] = self.plan.counts(axis)[0]
+                t = t.new_zeros(shape).index_copy_(dim, self._kept(axis).to(t.device), t)
+        return t
+
+    def _kept(self, axis: Axis) -> Tensor:
+        return axis_mask(axis, self.plan.keep, self.plan.sizes).nonzero().flatten()
+
+
+class ReferenceError(Exception):  # noqa: A001, N818 - never leaves this file
+    """No reference could be computed."""
+
+
+def _where(
+    plan: Plan, dense: nn.Module, pruned: nn.Module, inputs: Any, seed: int, tolerance: float
+) -> str | None:
+    """The first module whose kept outputs differ between the masked and the pruned model."""
+    if plan.graph is None:
+        return None
+    axes: Mapping[str, tuple[Axis, ...]] = plan.graph.outputs
+    with_masks = copy.deepcopy(dense)
+    for n, t in named_tensors(with_masks).items():
+        t.data = masked(plan, n, t)
+    seen = [_module_outputs(m, inputs, seed) for m in (with_masks, pruned)]
+    for name, big in seen[0].items():
+        small = seen[1].get(name)
+        if small is None or name not in axes or big.dim() != len(axes[name]):
+            continue
+        for dim, axis in enumerate(axes[name]):
+            mask = axis_mask(axis, plan.keep, plan.sizes)
+            if not mask.all() and mask.numel() == big.shape[dim]:
+                big = big.index_select(dim, mask.nonzero().flatten().to(big.device))
+        if _distance([big], [small]) > tolerance:
+            return name or None
+    return None
+
+
+def _module_outputs(model: nn.Module, inputs: Any, seed: int) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+
+    def leave(name: str, output: Any) -> None:
+        tensors = tensors_in(output)
+        if tensors and name not in found:
+            found[name] = tensors[0].clone()
+
+    with module_hooks(model, lambda name: None, leave):
+        _outputs(model, inputs, seed)
+    return found
