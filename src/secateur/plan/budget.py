@@ -75,8 +75,10 @@ def cost(graph: Graph, metric: str) -> Cost:
     r"""The closed form of a metric.
 
     - ``params``: $\sum_t \prod_i n_i$ over parameters (tied ones once);
-    - ``macs``: the same over the products that operators do (matrix products, convolutions, attention);
-    - ``memory``: bytes of all parameters and buffers, and of the operator that reads and writes most.
+    - ``macs``: the same over the products that operators do (matrix products, convolutions,
+      attention);
+    - ``memory``: bytes of all parameters and buffers, and of the operator that reads and writes
+      most.
 
     Raises:
         ConfigError: No such metric, or one that is not a closed form.
@@ -281,8 +283,8 @@ def _latency(
     fastest = measured(n)
     if fastest > target * (1 + TOLERANCE):
         raise BudgetError(
-            f"keep={dict(budget.keep)} cannot be met: with every class at its minimum width a forward "
-            f"still takes {fastest / target * fraction:.1%} of the dense model's time. Lower "
+            f"keep={dict(budget.keep)} cannot be met: with every class at its minimum width a "
+            f"forward still takes {fastest / target * fraction:.1%} of the dense model's time. Lower "
             "min_width or raise max_ratio, or ask for more"
         )
     for _ in range(_MEASUREMENTS):
@@ -307,8 +309,8 @@ def _impossible(budget: Budget, fixed: Mapping[str, Tensor], everything: Tensor)
     share = _product(form.largest[where], kept, lambda: full)
     axes = " x ".join(show_axis(a) for a in form.largest[where])
     return (
-        f'keep={{"{metric}": {budget.keep[metric]:g}}} cannot be met: with every class at its minimum '
-        f"width the model still needs {left:.1%} of its {metric} (the largest part that stays is "
+        f'keep={{"{metric}": {budget.keep[metric]:g}}} cannot be met: with every class at its '
+        f"minimum width the model still needs {left:.1%} of its {metric} (the largest part that stays is "
         f"{where}, {share:,} of shape {axes}). Lower min_width or raise max_ratio, ignore less, or "
         f"ask for keep >= {left:.3f}"
     )

@@ -6,6 +6,7 @@ import importlib.util
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,18 +55,20 @@ def plan(
 
     Args:
         graph: From ``trace``.
-        amount: Fraction of the units to remove, in [0, 1). Removing half of the inputs and outputs of
-            a layer removes three quarters of its weights.
-        keep: Budget instead: fraction in (0, 1] to keep of ``params``, ``macs``, ``memory`` (weights,
-            buffers and the largest operator) or measured ``latency``; met within 2 % (latency: as
-            well as it can be measured). Several budgets are all met.
+        amount: Fraction of the units to remove, in [0, 1). Removing half of the inputs and outputs
+            of a layer removes three quarters of its weights.
+        keep: Budget instead: fraction in (0, 1] to keep of ``params``, ``macs``, ``memory``
+            (weights, buffers and the largest operator) or measured ``latency``; met within 2 %
+            (latency: as well as it can be measured). Several budgets are all met.
         criterion: Name, (name, options), ``Criterion``, or function of (weight, stats).
-        scope: ``uniform``, ``global``, ``isomorphic``, or a function from (graph, classes) to pools.
+        scope: ``uniform``, ``global``, ``isomorphic``, or a function from (graph, classes) to
+            pools.
         data: Batches, for criteria that need them: (inputs, target), or dicts of keyword arguments.
-        loss: Function of (output, target) for criteria that need a gradient; default: the output's own
-            ``loss``, else cross-entropy. For dict batches it is called with (output, batch).
+        loss: Function of (output, target) for criteria that need a gradient; default: the output's
+            own ``loss``, else cross-entropy. For dict batches it is called with (output, batch).
         ignore: Globs over names of modules, parameters or classes: what these make stays whole.
-        overrides: Glob -> amount for the classes that these modules make; the others share the rest.
+        overrides: Glob -> amount for the classes that these modules make; the others share the
+            rest.
         kinds: Only classes of these kinds (``channel``, ``head``, ...); default: all.
         statistical: False leaves alone classes whose removal differs from zeroing (widths under a
             layer norm).
@@ -74,13 +77,13 @@ def plan(
         min_width: Fewest units of a class that stay.
         round_to: Keep a multiple of this many channels; classes with fewer stay whole.
         reduction: How scores of coupled tensors become one: sum, mean, max, min, prod, first.
-        normalizer: How scores of a class are scaled before classes are compared: none, sum, mean, max,
-            std, gaussian, lamp.
+        normalizer: How scores of a class are scaled before classes are compared: none, sum, mean,
+            max, std, gaussian, lamp.
         statistics: Gathered already by ``engine.statistics.collect``, instead of ``data``.
         latency: Seconds of a forward of a model; default: the median over interleaved runs.
         seed: For criteria and statistics that draw at random.
-        check: Solve for the changes of Python attributes too; classes that cannot be made smaller are
-            given back, noted, and the budget is met without them.
+        check: Solve for the changes of Python attributes too; classes that cannot be made smaller
+            are given back, noted, and the budget is met without them.
 
     Returns:
         The plan. The same arguments give the same plan.
@@ -111,8 +114,8 @@ def plan(
     scored = [c for c in classes if c.name in scores]
     if not scored:
         raise PlanError(
-            f"criterion {chosen.name} has nothing to say about any of the {len(classes)} classes of "
-            f"this model ({_remedy(chosen)})"
+            f"criterion {chosen.name} has nothing to say about any of the {len(classes)} classes "
+            f"of this model ({_remedy(chosen)})"
         )
     notes = _left_out(chosen, classes, scored)
     made_by = {
@@ -282,8 +285,8 @@ def _amount(ordered: Order, pools: list[list[UnitClass]], amount: float, ratio: 
     if shared and go.all() and removed < (1 - budget.TOLERANCE) * amount * total:
         raise BudgetError(
             f"amount={amount} cannot be met: with every class at its minimum width {removed} of "
-            f"{total} units ({removed / total:.1%}) go. Lower min_width or round_to, raise max_ratio "
-            f"(now {ratio:g}), or ask for amount <= {removed / total:.3f}"
+            f"{total} units ({removed / total:.1%}) go. Lower min_width or round_to, raise "
+            f"max_ratio (now {ratio:g}), or ask for amount <= {removed / total:.3f}"
         )
     return go
 
@@ -297,9 +300,7 @@ def _clock(graph: Graph) -> Callable[[nn.Module], float]:
 
         both = (graph.model, model)
         with evaluating(*both):
-            dense, this = time_interleaved(
-                [lambda m=m: call(m, graph.example_inputs) for m in both]
-            )
+            dense, this = time_interleaved([partial(call, m, graph.example_inputs) for m in both])
         return 1.0 / speedup(dense, this).ratio
 
     return latency

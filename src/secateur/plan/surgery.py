@@ -66,12 +66,16 @@ def narrowed(plan: Plan, name: str, tensor: Tensor) -> Tensor:
 
 
 def masked(plan: Plan, name: str, tensor: Tensor) -> Tensor:
-    """The tensor with the removed positions set to zero."""
+    """The tensor with the removed positions set to zero.
+
+    What a parametrization starts from gets a tiny number instead: weight norm divides by its length.
+    """
+    fill = 1e-12 if ".parametrizations." in f".{name}" else 0
     result = tensor.detach().clone()
     for axis, mask in enumerate(plan.masks(name)):
         if not bool(mask.all()):
             index = (~mask).nonzero().flatten().to(result.device)
-            result.index_fill_(axis, index, 0)
+            result.index_fill_(axis, index, fill)
     return result
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,11 +29,11 @@ from secateur.graph.capture import (
     skeleton,
     tensors_in,
 )
-from secateur.graph.classes import Axis, axis_mask
+from secateur.graph.classes import Axis, UnitClass, axis_mask
 from secateur.plan.surgery import masked
 
 if TYPE_CHECKING:
-    from secateur.graph.trace import FrozenOp, Graph
+    from secateur.graph.trace import FrozenOp
     from secateur.plan.plan import Plan
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -208,24 +208,39 @@ def _reference(plan: Plan, model: nn.Module, inputs: Any, seed: int) -> list[Ten
     state = masked_state(plan, model)
     modes: list[Any] = []
     if not plan.exact:
-        modes = [Reference(plan, _operators(plan, model, inputs))]
+        modes = [Reference(*_on_data(plan, model, inputs))]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         output = run(skeleton(model), inputs, modes, fake=False, state=lambda n, t: state[n])
     return [t.clone() for t in tensors_in(output)]
 
 
-def _operators(plan: Plan, model: nn.Module, inputs: Any) -> tuple[FrozenOp, ...]:
-    """The operators of a real run with their axes, in the order in which the reference meets them."""
+def _on_data(plan: Plan, model: nn.Module, inputs: Any) -> tuple[Plan, tuple[FrozenOp, ...]]:
+    """The plan and the operators in terms of a trace on real tensors.
+
+    Its operators are those that the reference will meet, one by one. Its classes are the same, but
+    their names may differ where a real kernel says more or less about them than a fake one.
+    """
     from secateur.graph.trace import trace
 
-    graph: Graph = trace(model, inputs, on_data=True)
-    if {n: c.size for n, c in graph.classes.items()} != dict(plan.sizes):
-        raise ReferenceError(
-            "run on real tensors the model shows other classes than in the trace, so the "
-            "statistical operators cannot be evaluated over the kept positions"
-        )
-    return graph.ops
+    assert plan.graph is not None
+    real = trace(model, inputs, on_data=True)
+    names = {_signature(c): n for n, c in real.classes.items()}
+    keep = {}
+    for name, mask in plan.keep.items():
+        other = names.get(_signature(plan.graph.classes[name]))
+        if other is None:
+            raise ReferenceError(
+                f"run on real tensors the model shows no class like {name}, so its statistical "
+                "operators cannot be evaluated over the kept positions"
+            )
+        keep[other] = mask
+    return replace(plan, keep=keep, sizes=real.sizes, axes=real.axes, graph=real), real.ops
+
+
+def _signature(c: UnitClass) -> tuple[Any, ...]:
+    places = {(m.tensor, m.axis, hash(tuple(m.unit.tolist()))) for m in c.members}
+    return (c.size, *sorted(places))
 
 
 class Reference(TorchDispatchMode):
@@ -269,12 +284,19 @@ class Reference(TorchDispatchMode):
         small = [self._gather(x, next(axes)) if isinstance(x, Tensor) else x for x in leaves]
         new_args, new_kwargs = tree_unflatten(small, spec)
         result = func(*self._sizes(op, func, args, new_args), **new_kwargs)
-        outs = list(result) if isinstance(result, tuple | list) else [result]
-        full = [
-            self._scatter(o, a) if isinstance(o, Tensor) and a is not None else o
-            for o, a in zip(outs, op.outputs, strict=True)
-        ]
-        return type(result)(full) if isinstance(result, tuple | list) else full[0]
+        # Run as it is, too: its result has the memory layout that later operators depend on.
+        plain = func(*args, **kwargs)
+        many = isinstance(result, tuple | list)
+        triples = zip(
+            result if many else [result], plain if many else [plain], op.outputs, strict=True
+        )
+        for kept, out, axes in triples:
+            # Second outputs (saved statistics) have no axes of their own, and no reader here.
+            if isinstance(out, Tensor) and axes is not None:
+                full = self._scatter(kept, axes)
+                if full.shape == out.shape:
+                    out.copy_(full)
+        return plain
 
     def _sizes(self, op: FrozenOp, func: Any, args: Any, new: Any) -> Any:
         """Size arguments of the operators that have them follow the gathered input."""
