@@ -121,7 +121,7 @@ class Graph:
         return touched / total if total else 0.0
 
     def __str__(self) -> str:
-        from secateur.graph.draw import table
+        from secateur.graph.show import table
 
         return table(self)
 
@@ -130,13 +130,20 @@ class Graph:
 
         Args:
             name: Qualified name of a module, a parameter or a class.
+
+        Raises:
+            ConfigError: Nothing has that name; the message offers the nearest ones.
         """
-        from secateur.graph.draw import explain
+        from secateur.graph.explain import explain
 
         return explain(self, name)
 
     def draw(self, path: str) -> None:
-        """Write a picture of the graph to an ``.svg`` or ``.html`` file."""
+        """Write a picture of the graph to an ``.svg`` or ``.html`` file.
+
+        Raises:
+            ConfigError: Another ending, or a folder that does not exist.
+        """
         from secateur.graph.draw import draw
 
         draw(self, path)

@@ -1,0 +1,160 @@
+"""A graph as text: its classes, what is locked and why."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from secateur.graph.classes import UnitClass, module_of
+from secateur.graph.repeats import listing, without_numbers
+
+if TYPE_CHECKING:
+    from secateur.graph.trace import Graph
+
+
+def table(graph: Graph, width: int | None = None) -> str:
+    """The classes of a graph as a table, with what is locked and why below it.
+
+    Classes that repeat from block to block stand in one row, ``blocks.{0..11}.mlp.fc1``.
+
+    Args:
+        graph: The graph.
+        width: Columns of the text; default: those of the terminal, at least 100.
+    """
+    columns = width or min(max(shutil.get_terminal_size((120, 40)).columns, 100), 180)
+    console = Console(file=io.StringIO(), width=columns, color_system=None, highlight=False)
+    console.print(Text(totals(graph)))
+    if graph.free:
+        console.print(_classes(graph), soft_wrap=False)
+    locked = _locked(graph)
+    if locked.row_count:
+        console.print(Text("What stays, and why"))
+        console.print(locked)
+    for note in notes(graph):
+        console.print(Text(note))
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def totals(graph: Graph) -> str:
+    """The sentence that sums up what can be pruned."""
+    parameters = sum(p.numel() for p in graph.model.parameters())
+    units = sum(c.size for c in graph.free.values())
+    return (
+        f"{type(graph.model).__name__}: {_count(len(graph.free), 'class')} of units that can be "
+        f"removed, {_count(units, 'unit')}; {graph.prunable_share:.2%} of its {parameters:,} "
+        "parameters lie along at least one of them."
+    )
+
+
+def notes(graph: Graph) -> list[str]:
+    """What the reader should know beyond the table."""
+    result = []
+    if graph.unknown:
+        named = ", ".join(f"{op} ({n}×)" for op, n in graph.unknown.items())
+        result.append(
+            f"No rule for {named}: the axes that meet there are locked. secateur.graph.rule "
+            "registers one."
+        )
+    if graph.on_data:
+        result.append("Its control flow reads data: traced on the example's own values.")
+    return result
+
+
+def alike(graph: Graph, classes: Iterable[UnitClass]) -> list[list[UnitClass]]:
+    """Classes in groups that differ only in the numbers of their names."""
+    groups: dict[object, list[UnitClass]] = {}
+    for c in classes:
+        members = frozenset((without_numbers(m.tensor), m.axis, m.produces) for m in c.members)
+        reasons = frozenset(map(without_numbers, c.statistical))
+        key = (without_numbers(c.name), c.kind, c.size, members, reasons, c.locked and kind_of(c))
+        groups.setdefault(key, []).append(c)
+    return list(groups.values())
+
+
+def kind_of(c: UnitClass) -> str:
+    """Why a class is locked, without the place."""
+    return (c.locked or "").split(" in ")[0]
+
+
+def reasons(c: UnitClass) -> list[str]:
+    """The operators that make a class statistical, without their places."""
+    return list(dict.fromkeys(why.split(" in ")[0] for why in c.statistical))
+
+
+def touched(graph: Graph, c: UnitClass) -> float:
+    """How many parameter elements lie along a class."""
+    parameters = {n for n, _ in graph.model.named_parameters()}
+    along: dict[str, dict[int, torch.Tensor]] = {}
+    for m in c.members:
+        if m.tensor in parameters:
+            axes = along.setdefault(m.tensor, {})
+            axes[m.axis] = axes.get(m.axis, torch.zeros_like(m.unit, dtype=torch.bool)) | (
+                m.unit >= 0
+            )
+    total = 0.0
+    for name, axes in along.items():
+        left = 1.0
+        for covered in axes.values():
+            left *= 1 - covered.float().mean().item()
+        total += torch.Size(graph.shapes[name]).numel() * (1 - left)
+    return total
+
+
+def _classes(graph: Graph) -> Table:
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
+    result.add_column("class", overflow="fold", ratio=4)
+    result.add_column("kind", no_wrap=True)
+    result.add_column("units", justify="right", no_wrap=True)
+    result.add_column("made by → taken in by", overflow="fold", ratio=7)
+    result.add_column("parameters", justify="right", no_wrap=True)
+    result.add_column("removal is", overflow="fold", ratio=2)
+    for group in alike(graph, graph.free.values()):
+        first = group[0]
+        makers = [m for c in group for m in owners(c, produces=True)]
+        takers = [m for c in group for m in owners(c, produces=False) if m not in set(makers)]
+        result.add_row(
+            Text(listing([c.name for c in group])),
+            first.kind,
+            f"{len(group)} × {first.size:,}" if len(group) > 1 else f"{first.size:,}",
+            Text(" → ".join(filter(None, (listing(makers), listing(takers))))),
+            f"{sum(touched(graph, c) for c in group):,.0f}",
+            "exact" if first.exact else f"statistical: {', '.join(reasons(first))}",
+        )
+    return result
+
+
+def owners(c: UnitClass, *, produces: bool) -> list[str]:
+    """Modules whose tensors make (or take in) a class; a bare parameter stands for itself."""
+    return list(
+        dict.fromkeys(module_of(m.tensor) or m.tensor for m in c.members if m.produces == produces)
+    )
+
+
+def _locked(graph: Graph) -> Table:
+    result = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 2))
+    result.add_column(no_wrap=True)
+    result.add_column(justify="right", no_wrap=True)
+    result.add_column(overflow="fold")
+    groups: dict[str, list[UnitClass]] = {}
+    for c in graph.classes.values():
+        if c.locked is not None:
+            groups.setdefault(kind_of(c), []).append(c)
+    for why, group in groups.items():
+        axes = {(m.tensor, m.axis) for c in group for m in c.members}
+        where = [module_of(m.tensor) or m.tensor for c in group for m in c.members]
+        result.add_row(why, _count(len(axes), "axis"), Text(listing(where, 6)))
+    return result
+
+
+def _count(n: int, noun: str) -> str:
+    plural = {"axis": "axes", "class": "classes"}.get(noun, noun + "s")
+    return f"{n:,} {noun if n == 1 else plural}"
