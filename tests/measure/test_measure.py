@@ -205,3 +205,16 @@ def test_lazy_parameters_and_bad_options_are_named():
         measure(nn.Linear(2, 2), torch.zeros(1, 2), repeats=1)
     with pytest.raises(ConfigError, match="threads=0"):
         measure(nn.Linear(2, 2), torch.zeros(1, 2), threads=0)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v2", "shufflenet_v2_x1_0", "vit_b_32", "swin_t"]
+)
+def test_macs_and_parameters_are_those_that_torchvision_states(name):
+    models = pytest.importorskip("torchvision.models")
+    stated = next(iter(models.get_model_weights(name))).meta
+    with torch.device("meta"):
+        model = models.get_model(name)
+    result = measure(model, torch.zeros(1, 3, 224, 224))
+    assert result.macs / 1e9 == pytest.approx(stated["_ops"], abs=6e-4)
+    assert result.parameters == stated["num_params"]

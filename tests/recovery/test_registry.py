@@ -39,9 +39,12 @@ def test_nothing_is_no_recovery_and_a_ready_one_is_given_back():
     ("call", "message"),
     [
         (lambda: recovery("finetune"), "did you mean 'fine-tune'"),
-        (lambda: recovery("xyz"), "Known: bn, distil"),
-        (lambda: recovery("fine-tune", epoch=3), "no option 'epoch': did you mean 'epochs'"),
-        (lambda: recovery("distil", base={"lrr": 1}), "'fine-tune' has no option 'lrr'"),
+        (lambda: recovery("xyz"), "known: bn, distil"),
+        (lambda: recovery("fine-tune", epoch=3), "called 'epoch': did you mean 'epochs'"),
+        (
+            lambda: recovery("distil", base={"lrr": 1}),
+            "no option of recovery 'fine-tune' called 'lrr'",
+        ),
         (lambda: recovery(FineTune(), lr=1), "have no place"),
     ],
 )

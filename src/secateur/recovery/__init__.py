@@ -1,6 +1,5 @@
 """How a pruned model gets its accuracy back; one member a file, found by name."""
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Mapping
@@ -8,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from secateur.errors import ConfigError
+from secateur.names import unknown
 from secateur.recovery.bn_recalibrate import BNRecalibrate
 from secateur.recovery.distil import Distil
 from secateur.recovery.fine_tune import FineTune
@@ -54,22 +54,14 @@ def recovery(name: str | Recovery | None, **options: Any) -> Recovery:
             raise ConfigError(f"{name!r} is ready made: options {sorted(options)} have no place.")
         return name
     if name not in names():
-        raise ConfigError(f"no recovery is called {name!r}{_nearest(name, names())}")
+        raise ConfigError(unknown("recovery", name, names()))
     cls = members[name]
     known = {field.name: field for field in fields(cls)}
     for option, value in options.items():
         if option not in known:
-            raise ConfigError(
-                f"recovery {name!r} has no option {option!r}{_nearest(option, list(known))}"
-            )
+            raise ConfigError(unknown(f"option of recovery {name!r} called", option, known))
         default = known[option].default
         if isinstance(value, Mapping) and isinstance(default, Recovery):
             kind = next(key for key, value_ in members.items() if value_ is type(default))
             options[option] = recovery(kind, **value)
     return cls(**options)
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    hint = f": did you mean {close[0]!r}?" if close else "."
-    return f"{hint} Known: {', '.join(sorted(known)) or 'none'}."

@@ -33,15 +33,15 @@ class LeastSquares:
     with $Y$ the dense layer's outputs (those still there), $X$ the inputs of the pruned layer and
     $W$ its weight before; $\lambda$ is ``ridge`` times the mean square of an input. Shrinking
     towards $W$ means that few data change little. Only the Gram matrix of $X$ and its product with
-    the error are kept, gathered in one pass through both models.
+    the error are kept.
 
     Args:
         ridge: relative $\lambda$; 0 for the plain (minimum-change) solution.
         batches: how many batches to use; ``None``: all.
         bias: refit the bias too, where the layer has one.
         sequential: one pass a layer, in order of execution, so that each layer sees the mended ones
-            before it: better, and needs one layer's matrices at a time, but as many passes as
-            layers.
+            before it. ``False`` gathers everything in one pass: quicker, and right for layers that
+            do not feed one another; in a deep network the errors then add up.
         layers: globs of the layers to mend; ``None``: all that lost inputs.
         forward: ``(model, batch) -> output`` for batches that are neither tuples nor dicts.
 
@@ -49,9 +49,9 @@ class LeastSquares:
     """
 
     ridge: float = 1e-4
-    batches: int | None = 20
+    batches: int | None = 10
     bias: bool = True
-    sequential: bool = False
+    sequential: bool = True
     layers: Sequence[str] | None = None
     forward: Forward | None = None
 
@@ -85,14 +85,14 @@ class LeastSquares:
         mended: dict[str, dict[str, float]] = {}
         before = {name: _tensors(model.get_submodule(name)) for name in rows}
         try:
-            groups = [list(rows)] if rows else []
+            groups = [(dict(rows), 0)] if rows else []
             if batches is not None:
                 order = execution_order(model, rows, batches[0], self.forward)
-                groups = [[name] for name in order]
-            for group in groups:
-                wanted = {name: rows[name] for name in group}
+                groups = [({name: rows[name]}, calls) for name, calls in order.items()]
+            for group, calls in groups:
                 stream = take(source, self.batches) if batches is None else iter(batches)
-                for name, seen in gather(model, dense, wanted, stream, self.forward).items():
+                moments = gather(model, dense, group, stream, self.forward, calls)
+                for name, seen in moments.items():
                     if not seen.count:
                         skipped[name] = seen.trouble or "its forward is never called"
                     elif (result := self._solve(model.get_submodule(name), seen)) is None:

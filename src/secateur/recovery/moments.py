@@ -1,8 +1,8 @@
 """Second moments of a pruned layer's inputs with its error against the dense layer, in one pass."""
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,12 +72,17 @@ def weight_rows(layer: nn.Module) -> Tensor:
     return weight.T if _is_transposed(layer) else weight  # type: ignore[return-value, operator]
 
 
+class _Answered(Exception):  # noqa: N818
+    """Ends a forward once the last call that matters was made."""
+
+
 def gather(
     model: nn.Module,
     dense: nn.Module,
     rows: Mapping[str, Tensor],
     batches: Iterable[Any],
     forward: Forward | None = None,
+    calls: int = 0,
 ) -> dict[str, Moments]:
     """Run both models on the batches and sum up what the named layers see and lack.
 
@@ -87,32 +92,40 @@ def gather(
         rows: layer -> indices of the dense layer's outputs that the pruned layer still has.
         batches: what to run on.
         forward: as in the recoveries.
+        calls: calls of the layers in one forward, after which it need not go on; 0: run to its end.
     """
     moments = {name: Moments() for name in rows}
     said: dict[str, deque[Tensor]] = defaultdict(deque)
+
+    answered = 0
+
+    def count() -> None:
+        nonlocal answered
+        answered += 1
+        if answered == calls:
+            raise _Answered
 
     def listen(name: str, index: Tensor) -> Any:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
             axis = _channel_axis(module)
             said[name].append(output.index_select(axis, index.to(output.device)))
+            count()
 
         return hook
 
     def compare(name: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-            if not said[name]:
-                return
-            wanted = said[name].popleft().to(output.device)
-            if wanted.shape != output.shape:
-                moments[name] = Moments(trouble="dense and pruned outputs differ in shape")
-                return
-            if moments[name].trouble:
-                return
-            inputs = args[0] if args else kwargs["input"]
-            axis = _channel_axis(module)
-            size = output.shape[axis]
-            lines = [t.movedim(axis, -1).reshape(-1, size) for t in (output, wanted)]
-            moments[name].add(_patches(module, inputs), lines[0], lines[1])
+            wanted = said[name].popleft().to(output.device) if said[name] else None
+            if wanted is None or wanted.shape != output.shape:
+                trouble = "the dense layer is called less often, or its outputs differ in shape"
+                moments[name] = Moments(trouble=trouble)
+            elif not moments[name].trouble:
+                inputs = args[0] if args else kwargs["input"]
+                axis = _channel_axis(module)
+                size = output.shape[axis]
+                lines = [t.movedim(axis, -1).reshape(-1, size) for t in (output, wanted)]
+                moments[name].add(_patches(module, inputs), lines[0], lines[1])
+            count()
 
         return hook
 
@@ -125,23 +138,25 @@ def gather(
             hooks.callback(first.remove)
             hooks.callback(second.remove)
         for batch in batches:
-            run(dense, to_device(batch, device_of(dense)), forward)
-            run(model, to_device(batch, device_of(model)), forward)
+            for network in (dense, model):
+                answered = 0
+                with suppress(_Answered):
+                    run(network, to_device(batch, device_of(network)), forward)
             said.clear()
     return moments
 
 
 def execution_order(
     model: nn.Module, names: Iterable[str], batch: Any, forward: Forward | None = None
-) -> list[str]:
-    """The named modules in the order of their first call on a batch; the uncalled ones last."""
-    names, order = list(names), dict[str, None]()
+) -> dict[str, int]:
+    """How often each named module is called on a batch, in the order of their first calls."""
+    names, order = list(names), Counter[str]()
     with evaluating(model), unfused(), ExitStack() as hooks:
         for name in names:
-            note = lambda *_, name=name: order.setdefault(name)  # noqa: E731
+            note = lambda *_, name=name: order.update([name])  # noqa: E731
             hooks.callback(model.get_submodule(name).register_forward_pre_hook(note).remove)
         run(model, to_device(batch, device_of(model)), forward)
-    return [*order, *(name for name in names if name not in order)]
+    return order | {name: 0 for name in names if name not in order}
 
 
 def _patches(layer: nn.Module, x: Tensor) -> Tensor:
