@@ -283,6 +283,8 @@ class Reference(TorchDispatchMode):
         axes = iter(op.inputs)
         small = [self._gather(x, next(axes)) if isinstance(x, Tensor) else x for x in leaves]
         new_args, new_kwargs = tree_unflatten(small, spec)
+        if "scaled_dot_product" in op.name and new_kwargs.get("scale") is None:
+            new_kwargs["scale"] = args[0].shape[-1] ** -0.5  # implicit in the dense width
         result = func(*self._sizes(op, func, args, new_args), **new_kwargs)
         # Run as it is, too: its result has the memory layout that later operators depend on.
         plain = func(*args, **kwargs)
