@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from secateur.errors import DataError
+import torch
+from torch import Tensor, nn
 
-# Every statistic by name. Of a tensor: shaped as the tensor or along its input axis. Of a class: one
-# number a unit, shape (size,).
-STATISTICS: Mapping[str, str] = {}
+from secateur.engine.gates import Gates
+from secateur.engine.gradients import (
+    Gradients,
+    batch_size,
+    differentiable,
+    sample,
+    twice_differentiable,
+)
+from secateur.engine.inputs import ClassInputs, LayerInputs
+from secateur.errors import ConfigError, DataError
+from secateur.graph import Graph, UnitClass
+from secateur.measure.calling import describe, device_of, evaluating, to_device, unfused
+from secateur.names import unknown
+from secateur.recovery.batches import run, take, task_loss
+from secateur.recovery.order import epoch_batches, generators_kept
+
+# Every statistic by name, and what it is of. Those of a parameter have its shape, or go along the
+# input axis of its layer; those of a class are one number a unit, shape (size,).
+STATISTICS: Mapping[str, str] = {
+    "grad": "parameter: mean over batches of the gradient of the loss",
+    "grad_sq": "parameter: mean over batches of the squared gradient",
+    "sample_grad_sq": "parameter: mean over samples of the squared gradient of each sample's loss",
+    "hessian": "parameter: diagonal of the Hessian of the loss, Hutchinson's estimate",
+    "input_norm": "layer weight: root of the mean squared input over tokens, one an input feature",
+    "input_mean": "layer weight: mean input over tokens, one an input feature",
+    "gram": "layer weight: mean over tokens of x x', (input features, input features)",
+    "gate": "class: mean over batches of dL/dz, z = 1 a gate on each unit where it is made",
+    "gate_sq": "class: mean over batches of (dL/dz)^2",
+    "activation": "class: mean absolute value that the next layers see",
+    "zero_fraction": "class: fraction of exact zeros that the next layers see",
+    "rank": "class: mean rank of the feature maps that the next layers see",
+}
+GRADIENTS = frozenset({"grad", "grad_sq", "sample_grad_sq", "hessian"})
+GATES = frozenset({"gate", "gate_sq"})
+OF_CLASS = GATES | {"activation", "zero_fraction", "rank"}
 
 
 class Stats:
-    """What was measured about one tensor or one unit class, by the names in ``STATISTICS``.
+    """What was measured about one parameter or one unit class, by the names in ``STATISTICS``.
 
     Args:
-        name: Qualified name of the tensor, or the name of the class.
+        name: Qualified name of the parameter, or the name of the class.
         size: Number of units, for a class.
         values: The statistics.
 
@@ -44,7 +78,13 @@ class Stats:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Everything gathered in one pass: of tensors and of unit classes, by name."""
+    """Everything gathered in one pass: of parameters and of unit classes, by name.
+
+    Attributes:
+        tensors: Of parameters.
+        classes: Of unit classes.
+        samples: How many samples were seen.
+    """
 
     tensors: Mapping[str, Stats] = field(default_factory=dict)
     classes: Mapping[str, Stats] = field(default_factory=dict)
@@ -52,6 +92,168 @@ class Statistics:
 
 
 def collect(
-    graph: Any, needs: Any, data: Any, *, loss: Any = None, classes: Any = None, seed: int = 0
+    model: nn.Module | Graph,
+    needs: Collection[str],
+    data: Iterable[Any] | None,
+    *,
+    loss: Callable[..., Tensor] | None = None,
+    classes: Sequence[UnitClass] | None = None,
+    parameters: Collection[str] | None = None,
+    probes: int = 4,
+    seed: int = 0,
 ) -> Statistics:
-    raise DataError(f"criteria that need {sorted(needs)} are not built yet")
+    r"""Gather all the statistics named in ``needs`` in one pass over ``data``.
+
+    One forward a batch, one backward if a gradient is needed, ``probes`` more for the Hessian, and
+    one forward and backward a sample for ``sample_grad_sq``. The model runs in evaluation mode; its
+    modes, gradients (``.grad``), flags, hooks and the random generators are as before afterwards.
+
+    Args:
+        model: The model, or its graph for statistics of classes.
+        needs: Names of ``STATISTICS``.
+        data: Batches: (inputs..., target), dicts of keyword arguments, or bare inputs where no loss
+            is needed.
+        loss: Function of (output, target); default: the output's own ``loss``, else cross-entropy
+            (mean squared error for floating targets).
+        classes: Classes to gather statistics of; default: all that are free.
+        parameters: Names of parameters to gather gradients of; default: those that the classes
+            touch, or all of a plain model's.
+        probes: Random vectors a batch for ``hessian``.
+        seed: For these vectors, and for the order of a shuffling loader.
+
+    Raises:
+        ConfigError: An unknown statistic, or one of classes from a plain model.
+        DataError: No data, an empty loader, batches that do not fit, a loss that is not finite.
+
+    Example:
+        >>> net = nn.Linear(2, 1, bias=False)
+        >>> data = [(torch.ones(1, 2), torch.ones(1, 1))]
+        >>> collect(net, {"input_norm"}, data).tensors["weight"].input_norm
+        tensor([1., 1.])
+    """
+    graph = model if isinstance(model, Graph) else None
+    network = graph.model if graph is not None else model
+    assert isinstance(network, nn.Module)
+    needs = frozenset(needs)
+    data = _check(network, graph, needs, data)
+    classes = list(graph.free.values() if classes is None else classes) if graph else []
+    named = dict(network.named_parameters())
+    if parameters is None:
+        touched = {m.tensor for c in classes for m in c.members} if graph else set(named)
+        parameters = [n for n in named if n in touched]
+    wanted = {n: named[n] for n in parameters if named[n].is_floating_point()}
+    device = device_of(network)
+    samples = 0
+    with ExitStack() as stack:
+        stack.enter_context(generators_kept(data))
+        stack.enter_context(evaluating(network))
+        stack.enter_context(unfused())
+        gradients = Gradients(wanted, needs, probes, seed) if needs & GRADIENTS else None
+        gates = stack.enter_context(Gates(graph, classes)) if graph and needs & GATES else None
+        observers: list[LayerInputs | ClassInputs] = []
+        if needs & {"input_norm", "input_mean", "gram"}:
+            observers.append(stack.enter_context(LayerInputs(network, needs)))
+        if graph and needs & {"activation", "zero_fraction", "rank"}:
+            observers.append(stack.enter_context(ClassInputs(graph, classes, needs)))
+        if gradients is not None or gates is not None:
+            stack.enter_context(differentiable(wanted.values()))
+            stack.enter_context(torch.enable_grad())
+        batches = take(epoch_batches(data, seed, 0))
+        for index, given in enumerate(batches):
+            batch = to_device(given, device)
+            size = batch_size(batch)
+            samples += size
+            _one_batch(network, batch, loss, index, gradients, gates, bool(observers))
+            if "sample_grad_sq" in needs and gradients is not None:
+                with _asleep(observers), gates.off() if gates else nullcontext():
+                    for k in range(size):
+                        one = sample(batch, k, size)
+                        gradients.add_sample(_loss(network, one, loss, index))
+    tensors: dict[str, dict[str, Any]] = {}
+    of_classes: dict[str, dict[str, Any]] = {}
+    for source, table in (
+        (gradients, tensors),
+        (gates, of_classes),
+        *((o, tensors if isinstance(o, LayerInputs) else of_classes) for o in observers),
+    ):
+        for name, values in (source.result() if source else {}).items():
+            table.setdefault(name, {}).update(values)
+    sizes = {c.name: c.size for c in classes}
+    return Statistics(
+        {n: Stats(n, **v) for n, v in tensors.items()},
+        {n: Stats(n, size=sizes[n], **v) for n, v in of_classes.items()},
+        samples,
+    )
+
+
+def _check(
+    network: nn.Module, graph: Graph | None, needs: frozenset[str], data: Iterable[Any] | None
+) -> Iterable[Any]:
+    for need in needs:
+        if need not in STATISTICS:
+            raise ConfigError(unknown("statistic", need, STATISTICS))
+        if need in OF_CLASS and graph is None:
+            raise ConfigError(
+                f"statistic {need!r} is of unit classes: pass trace(model, ...) instead"
+            )
+    if data is None or isinstance(data, str | bytes | Tensor) or not isinstance(data, Iterable):
+        raise DataError(
+            f"{', '.join(sorted(needs))} must be measured on data, got {type(data).__name__}: pass "
+            "data=, a loader of (inputs..., target) or dicts of keyword inputs; or use a criterion "
+            'of weights alone, as "l2"'
+        )
+    if device_of(network).type == "meta":
+        raise DataError(
+            "the model is on the meta device and cannot run on data: load its weights first"
+        )
+    return data
+
+
+def _loss(network: nn.Module, batch: Any, loss: Callable[..., Tensor] | None, index: int) -> Tensor:
+    value = task_loss(run(network, batch), batch, loss)
+    if not value.isfinite():
+        raise DataError(
+            f"the loss is {value.item()} on batch {index} ({describe(batch)}): look for NaN in the "
+            "inputs or the weights, targets out of range, or a loss that overflows"
+        )
+    return value
+
+
+def _one_batch(
+    network: nn.Module,
+    batch: Any,
+    loss: Callable[..., Tensor] | None,
+    index: int,
+    gradients: Gradients | None,
+    gates: Gates | None,
+    observed: bool,
+) -> None:
+    """One forward, and one backward for everything that is averaged over batches."""
+    tensors = gradients.tensors if gradients and gradients.per_batch else []
+    factors = list(gates.gates.values()) if gates else []
+    if not tensors and not factors:
+        if observed:
+            with torch.no_grad():
+                run(network, batch)
+        return
+    twice = gradients is not None and "hessian" in gradients.needs
+    with twice_differentiable() if twice else nullcontext():
+        value = _loss(network, batch, loss, index)
+        grads = torch.autograd.grad(
+            value, [*tensors, *factors], create_graph=twice, allow_unused=True
+        )
+        if gradients is not None and tensors:
+            gradients.add_batch(grads[: len(tensors)])
+        if gates is not None:
+            gates.add_batch(grads[len(tensors) :])
+
+
+@contextmanager
+def _asleep(observers: Sequence[LayerInputs | ClassInputs]) -> Iterator[None]:
+    for observer in observers:
+        observer.awake = False
+    try:
+        yield
+    finally:
+        for observer in observers:
+            observer.awake = True

@@ -73,7 +73,7 @@ def unit_sum(values: Tensor, unit: Tensor, size: int) -> Tensor:
 
 
 def unit_rows(tensor: Tensor, member: Member, size: int) -> Tensor:
-    """The elements of each unit as a row: shape (size, elements of a unit), zero-filled if uneven."""
+    """The elements of each unit as a row, zero-filled if uneven: (size, elements of a unit)."""
     rows = tensor.detach().float().movedim(member.axis, 0).reshape(tensor.shape[member.axis], -1)
     unit = member.unit.to(rows.device)
     at = (unit >= 0).nonzero().squeeze(1)
@@ -113,8 +113,8 @@ def score(
         normalizer: How the scores of a class are scaled; default: the criterion's own.
 
     Returns:
-        Class name -> scores of shape (size,), float32 on the CPU, higher = keep. A class of which the
-        criterion knows nothing (as a linear layer under ``bn_scale``) is left out.
+        Class name -> scores of shape (size,), float32 on the CPU, higher = keep. A class of which
+        the criterion knows nothing (as a linear layer under ``bn_scale``) is left out.
 
     Raises:
         ConfigError: An unknown reduction or normalizer.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 
 import torch
@@ -156,12 +157,12 @@ class Budget:
     def fractions(self, chosen: Tensor, more: Mapping[str, Tensor]) -> dict[str, float]:
         """What is kept of each metric when the chosen bundles go and ``more`` is masked."""
         removed = self.order.removed(chosen)
-        kept = {
-            n: k - removed.get(n, 0) - self.fixed.get(n, 0) for n, k in self.graph.sizes.items()
-        }
+        sizes = self.graph.sizes
+        kept = {n: k - removed.get(n, 0) - self.fixed.get(n, 0) for n, k in sizes.items()}
 
+        @cache
         def masks() -> dict[str, Tensor]:
-            ones = {n: torch.ones(k, dtype=torch.bool) for n, k in self.graph.sizes.items()}
+            ones = {n: torch.ones(k, dtype=torch.bool) for n, k in sizes.items()}
             return {**ones, **more, **self.order.masks(removed)}
 
         return {m: f(kept, masks) / self.dense[m] for m, f in self.forms.items()}
@@ -284,8 +285,8 @@ def _latency(
     if fastest > target * (1 + TOLERANCE):
         raise BudgetError(
             f"keep={dict(budget.keep)} cannot be met: with every class at its minimum width a "
-            f"forward still takes {fastest / target * fraction:.1%} of the dense model's time. Lower "
-            "min_width or raise max_ratio, or ask for more"
+            f"forward still takes {fastest / target * fraction:.1%} of the dense model's time. "
+            "Lower min_width or raise max_ratio, or ask for more"
         )
     for _ in range(_MEASUREMENTS):
         if high - low <= 1:
@@ -310,7 +311,7 @@ def _impossible(budget: Budget, fixed: Mapping[str, Tensor], everything: Tensor)
     axes = " x ".join(show_axis(a) for a in form.largest[where])
     return (
         f'keep={{"{metric}": {budget.keep[metric]:g}}} cannot be met: with every class at its '
-        f"minimum width the model still needs {left:.1%} of its {metric} (the largest part that stays is "
-        f"{where}, {share:,} of shape {axes}). Lower min_width or raise max_ratio, ignore less, or "
+        f"minimum width the model still needs {left:.1%} of its {metric} (the largest part that "
+        f"stays is {where}, {share:,} of shape {axes}). Lower min_width or raise max_ratio, ignore less, or "
         f"ask for keep >= {left:.3f}"
     )

@@ -25,6 +25,9 @@ from secateur.plan.plan import Plan
 from secateur.scope.order import Limits, Order, order
 
 
+HEADS = {"head", "kv_head", "query"}
+
+
 def plan(
     graph: Graph,
     amount: float | None = None,
@@ -36,7 +39,7 @@ def plan(
     loss: Callable[..., Tensor] | None = None,
     ignore: Sequence[str] = (),
     overrides: Mapping[str, float] | None = None,
-    kinds: Sequence[str] | None = None,
+    kinds: str | Sequence[str] | None = None,
     statistical: bool = True,
     max_ratio: float | None = None,
     min_width: int = 1,
@@ -69,7 +72,8 @@ def plan(
         ignore: Globs over names of modules, parameters or classes: what these make stays whole.
         overrides: Glob -> amount for the classes that these modules make; the others share the
             rest.
-        kinds: Only classes of these kinds (``channel``, ``head``, ...); default: all.
+        kinds: Only classes of these kinds (``channel``, ``head``, ...), or ``"all"``; default: all,
+            except the dimensions of heads that can go whole, which would thin them twice.
         statistical: False leaves alone classes whose removal differs from zeroing (widths under a
             layer norm).
         max_ratio: Largest fraction of a class that may go; default: 0.9 where classes compete, or
@@ -128,7 +132,7 @@ def plan(
         "scope": scope if isinstance(scope, str) else getattr(scope, "__name__", str(scope)),
         "ignore": list(ignore),
         "overrides": dict(overrides or {}),
-        "kinds": list(kinds) if kinds else None,
+        "kinds": kinds if isinstance(kinds, str | None) else list(kinds),
         "statistical": statistical,
         "max_ratio": max_ratio,
         "min_width": min_width,
@@ -144,7 +148,7 @@ def plan(
     def masks_for(candidates: list[UnitClass], ratio: float) -> dict[str, Tensor]:
         own = [c for c in candidates if c.name in fixed_amounts]
         shared = [c for c in candidates if c.name not in fixed_amounts]
-        single = order([[c] for c in own], scores, limits(max_ratio or 1.0))
+        single = order([[c] for c in own], scores, limits(1.0 if max_ratio is None else max_ratio))
         amounts = torch.tensor([fixed_amounts[n] for n in single.classes], dtype=torch.float64)
         fixed = single.masks(single.removed(single.at < amounts[single.which] - 1e-9))
         pools = [list(p) for p in pools_of(graph, shared)]
@@ -201,7 +205,7 @@ def eligible(
     graph: Graph,
     *,
     ignore: Sequence[str] = (),
-    kinds: Sequence[str] | None = None,
+    kinds: str | Sequence[str] | None = None,
     statistical: bool = True,
 ) -> list[UnitClass]:
     """The classes from which ``plan`` may take units.
@@ -214,20 +218,27 @@ def eligible(
         ignore = [ignore]
     known = {c.kind for c in graph.free.values()}
     if isinstance(kinds, str):
-        kinds = [kinds]
+        kinds = known if kinds == "all" else [kinds]
     for kind in kinds or ():
         if kind not in known:
-            raise ConfigError(unknown("kind of class in this model", kind, known))
+            raise ConfigError(unknown("kind of class in this model", kind, {*known, "all"}))
     ignored = _matching(graph, ignore, "ignore")
     free = list(graph.free.values())
     found = [
         c
         for c in free
         if c.name not in ignored
-        and (not kinds or c.kind in kinds)
+        and (c.kind in kinds if kinds is not None else True)
         and (statistical or c.exact)
         and c.size > 1
     ]
+    if kinds is None:
+        whole = {(m.tensor, m.axis) for c in found if c.kind in HEADS for m in c.members}
+        found = [
+            c
+            for c in found
+            if c.kind != "head_dim" or not any((m.tensor, m.axis) in whole for m in c.members)
+        ]
     if not found:
         why = [f"{len(free)} of {len(graph.classes)} classes are free"]
         if ignored:

@@ -9,10 +9,10 @@ from secateur.scope.registry import Pools, scope
 
 @scope("isomorphic")
 def isomorphic(graph: Graph, classes: Sequence[UnitClass]) -> Pools:
-    """One pool for each topology: scores of unlike structures, as heads and channels, differ in scale.
+    """One pool for each topology, since scores of unlike structures differ in scale.
 
-    Two classes have the same topology if they are of the same kind and touch, in the same order, the
-    same axes of the same parameters of the same types of modules; sizes do not matter.
+    Two classes have the same topology if they are of the same kind and touch, in the same order,
+    the same axes of the same parameters of the same types of modules; sizes do not matter.
     """
     modules = dict(graph.model.named_modules())
 

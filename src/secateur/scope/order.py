@@ -23,7 +23,8 @@ class Limits:
     Attributes:
         max_ratio: Largest fraction of a class that may go.
         min_width: Fewest units that stay; at least one always does.
-        round_to: The number of positions kept is a multiple of this; a class with fewer stays whole.
+        round_to: The number of positions kept is a multiple of this; a class with fewer stays
+            whole.
     """
 
     max_ratio: float = 1.0

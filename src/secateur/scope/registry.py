@@ -13,8 +13,8 @@ from secateur.errors import ConfigError
 from secateur.graph import Graph, UnitClass
 from secateur.names import unknown
 
-# From the classes that may be pruned to pools. Units compete inside their pool; every pool loses the
-# same fraction of its units.
+# From the classes that may be pruned to pools. Units compete inside their pool; every pool loses
+# the same fraction of its units.
 Pools = list[list[UnitClass]]
 Scope = Callable[[Graph, Sequence[UnitClass]], Pools]
 _REGISTRY: dict[str, Scope] = {}

@@ -1,0 +1,132 @@
+"""Gradients of the loss, their squares, and the diagonal of its Hessian, without touching .grad."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves, tree_map
+
+
+class Gradients:
+    r"""Running means over batches; parameters that the loss does not depend on stay at zero.
+
+    The Hessian's diagonal is Hutchinson's estimate $E[v \odot Hv]$, $v$ of random signs.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, Tensor], needs: Collection[str], probes: int, seed: int
+    ) -> None:
+        self.names = list(parameters)
+        self.tensors = list(parameters.values())
+        self.needs = frozenset(needs)
+        self.probes = probes
+        self.generator = torch.Generator().manual_seed(seed)
+        self.totals: dict[str, list[Tensor]] = {
+            need: [torch.zeros_like(t, dtype=torch.float32) for t in self.tensors]
+            for need in ("grad", "grad_sq", "hessian", "sample_grad_sq")
+            if need in self.needs
+        }
+        self.batches = self.samples = 0
+
+    @property
+    def per_batch(self) -> bool:
+        return bool(self.needs & {"grad", "grad_sq", "hessian"})
+
+    def add_batch(self, grads: Sequence[Tensor | None]) -> None:
+        """Count the gradients of one batch's loss, differentiable ones if there is a Hessian."""
+        self.batches += 1
+        for k, g in enumerate(grads):
+            if g is None:
+                continue
+            value = g.detach().float()
+            if "grad" in self.totals:
+                self.totals["grad"][k] += value
+            if "grad_sq" in self.totals:
+                self.totals["grad_sq"][k] += value.square()
+        if "hessian" in self.totals:
+            self._hutchinson(grads)
+
+    def _hutchinson(self, grads: Sequence[Tensor | None]) -> None:
+        curved = [k for k, g in enumerate(grads) if g is not None and g.requires_grad]
+        if not curved:
+            return
+        tensors = [self.tensors[k] for k in curved]
+        for probe in range(self.probes):
+            signs = [
+                (torch.randint(0, 2, t.shape, generator=self.generator) * 2.0 - 1).to(t)
+                for t in tensors
+            ]
+            products = torch.autograd.grad(
+                [g for k in curved if (g := grads[k]) is not None],
+                tensors,
+                grad_outputs=signs,
+                retain_graph=probe + 1 < self.probes,
+                allow_unused=True,
+            )
+            for k, v, hv in zip(curved, signs, products, strict=True):
+                if hv is not None:
+                    self.totals["hessian"][k] += (v * hv).float() / self.probes
+
+    def add_sample(self, loss: Tensor) -> None:
+        """Count the squared gradient of one sample's loss."""
+        self.samples += 1
+        grads = torch.autograd.grad(loss, self.tensors, allow_unused=True)
+        for total, g in zip(self.totals["sample_grad_sq"], grads, strict=True):
+            if g is not None:
+                total += g.float().square()
+
+    def result(self) -> dict[str, dict[str, Tensor]]:
+        return {
+            name: {
+                need: totals[k] / max(self.samples if need == "sample_grad_sq" else self.batches, 1)
+                for need, totals in self.totals.items()
+            }
+            for k, name in enumerate(self.names)
+        }
+
+
+@contextmanager
+def differentiable(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Let gradients reach the parameters, frozen ones too; their flags come back afterwards."""
+    before = [(p, p.requires_grad) for p in parameters]
+    try:
+        for p, _ in before:
+            p.requires_grad_(True)
+        yield
+    finally:
+        for p, flag in before:
+            p.requires_grad_(flag)
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Kernels with a second derivative: fused attention and cuDNN's recurrent ones have none."""
+    with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+        yield
+
+
+def batch_size(batch: Any) -> int:
+    """Samples in a batch: the first axis of its first tensor that has one."""
+    for leaf in tree_leaves(_plain(batch)):
+        if isinstance(leaf, Tensor) and leaf.dim():
+            return leaf.shape[0]
+    return 1
+
+
+def sample(batch: Any, index: int, size: int) -> Any:
+    """One sample of a batch, as a batch of one."""
+
+    def pick(leaf: Any) -> Any:
+        whole = isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == size
+        return leaf[index : index + 1] if whole else leaf
+
+    return tree_map(pick, _plain(batch))
+
+
+def _plain(batch: Any) -> Any:
+    return dict(batch) if isinstance(batch, Mapping) else batch

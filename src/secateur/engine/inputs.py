@@ -1,0 +1,213 @@
+"""What layers see: norms, means and products of their inputs, and how active each unit is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.graph import Graph, UnitClass
+from secateur.graph.classes import Axis, module_of, occurrences
+
+_CONVOLUTIONS = (nn.modules.conv._ConvNd,)
+
+
+class _Hooks:
+    """Hooks on some modules for a while, that can be put to sleep."""
+
+    awake = True
+    handles: list[Any]
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+class LayerInputs(_Hooks):
+    """Statistics of the inputs of linear and convolution layers, under the name of their weight.
+
+    Of a convolution the features are the input channels and every pixel is a token.
+    """
+
+    def __init__(self, model: nn.Module, needs: Collection[str]) -> None:
+        self.needs = frozenset(needs)
+        self.layers = {}
+        for name, module in model.named_modules():
+            axis = feature_axis(module)
+            if axis is not None:
+                self.layers[f"{name}.weight".lstrip(".")] = (module, axis)
+        self.squares: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
+        self.grams: dict[str, Tensor] = {}
+        self.tokens: dict[str, int] = {}
+
+    def __enter__(self) -> LayerInputs:
+        self.handles = [
+            module.register_forward_pre_hook(self._hook(name, axis), with_kwargs=True)
+            for name, (module, axis) in self.layers.items()
+        ]
+        return self
+
+    def _hook(self, name: str, axis: int) -> Any:
+        def see(_: Any, args: Any, kwargs: Any) -> None:
+            x = first_tensor(args, kwargs)
+            if not self.awake or x is None:
+                return
+            x = x.detach().movedim(axis, -1).flatten(0, -2).float()
+            self.tokens[name] = self.tokens.get(name, 0) + len(x)
+            if "input_norm" in self.needs:
+                self.squares[name] = self.squares.get(name, 0) + x.square().sum(0)
+            if "input_mean" in self.needs:
+                self.sums[name] = self.sums.get(name, 0) + x.sum(0)
+            if "gram" in self.needs:
+                self.grams[name] = self.grams.get(name, 0) + x.T @ x
+
+        return see
+
+    def result(self) -> dict[str, dict[str, Tensor]]:
+        return {
+            name: {
+                **({"input_norm": (self.squares[name] / n).sqrt()} if self.squares else {}),
+                **({"input_mean": self.sums[name] / n} if self.sums else {}),
+                **({"gram": self.grams[name] / n} if self.grams else {}),
+            }
+            for name, n in self.tokens.items()
+        }
+
+
+class ClassInputs(_Hooks):
+    """How active each unit of a class is, in the inputs of the modules that consume it.
+
+    That is what the next layers see, after whatever activation. A class that no module takes as its
+    input is looked at in the last module output that carries it.
+    """
+
+    def __init__(self, graph: Graph, classes: Sequence[UnitClass], needs: Collection[str]) -> None:
+        self.graph, self.needs = graph, frozenset(needs)
+        self.sizes = {c.name: c.size for c in classes}
+        self.inputs: dict[str, list[tuple[str, int, Tensor]]] = {}
+        self.outputs: dict[str, list[tuple[str, int, Tensor]]] = {}
+        for c in classes:
+            where, found = self.inputs, consumer_inputs(graph, c)
+            if not found:
+                where, found = self.outputs, last_output(graph, c)
+            for module, dim, unit in found:
+                where.setdefault(module, []).append((c.name, dim, unit))
+        self.totals: dict[tuple[str, str], Tensor] = {}
+        self.counts: dict[tuple[str, str], float] = {}
+
+    def __enter__(self) -> ClassInputs:
+        modules = dict(self.graph.model.named_modules())
+
+        def before(at: list[tuple[str, int, Tensor]]) -> Any:
+            def hook(_: Any, args: Any, kwargs: Any) -> None:
+                self._see(first_tensor(args, kwargs), at)
+
+            return hook
+
+        def after(at: list[tuple[str, int, Tensor]]) -> Any:
+            def hook(_: Any, __: Any, output: Any) -> None:
+                self._see(first_tensor((output,), {}), at)
+
+            return hook
+
+        self.handles = [
+            modules[m].register_forward_pre_hook(before(at), with_kwargs=True)
+            for m, at in self.inputs.items()
+        ] + [modules[m].register_forward_hook(after(at)) for m, at in self.outputs.items()]
+        return self
+
+    def _see(self, x: Tensor | None, at: Iterable[tuple[str, int, Tensor]]) -> None:
+        if not self.awake or x is None:
+            return
+        for name, dim, unit in at:
+            if -dim > x.dim() or x.shape[dim] != len(unit):
+                continue
+            rows = x.detach().movedim(dim, 0)
+            flat = rows.reshape(len(unit), -1)
+            if "activation" in self.needs:
+                self._add(name, "activation", flat.float().abs().mean(1), unit)
+            if "zero_fraction" in self.needs:
+                self._add(name, "zero_fraction", (flat == 0).float().mean(1), unit)
+            if "rank" in self.needs and dim == -3 and min(rows.shape[-2:]) > 1:
+                maps = rows.reshape(-1, *rows.shape[-2:]).float()
+                ranks = torch.linalg.matrix_rank(maps).float()
+                self._add(name, "rank", ranks.view(len(unit), -1).mean(1), unit)
+
+    def _add(self, name: str, need: str, values: Tensor, unit: Tensor) -> None:
+        unit = unit.to(values.device)
+        inside, size = unit >= 0, self.sizes[name]
+        total = values.new_zeros(size).index_add(0, unit[inside], values[inside])
+        each = torch.bincount(unit[inside], minlength=size).clamp(min=1)
+        key = (name, need)
+        self.totals[key] = self.totals.get(key, 0) + total / each
+        self.counts[key] = self.counts.get(key, 0) + 1
+
+    def result(self) -> dict[str, dict[str, Tensor]]:
+        out: dict[str, dict[str, Tensor]] = {}
+        for (name, need), total in self.totals.items():
+            out.setdefault(name, {})[need] = total / self.counts[name, need]
+        return out
+
+
+def consumer_inputs(graph: Graph, c: UnitClass) -> list[tuple[str, int, Tensor]]:
+    """Modules whose input carries the class: name, axis from the end, unit of each position.
+
+    The first product that a module computes reads the module's input.
+    """
+    consumers = {module_of(m.tensor) for m in c.members if not m.produces}
+    found, seen = [], set()
+    for op in graph.ops:
+        if not op.work or op.module in seen or not op.inputs:
+            continue
+        seen.add(op.module)
+        if op.module in consumers:
+            found += _places(graph, op.module, _data_axes(graph, op.inputs), c)
+    return found
+
+
+def last_output(graph: Graph, c: UnitClass) -> list[tuple[str, int, Tensor]]:
+    """The last module output that carries the class."""
+    for module in reversed(list(graph.outputs)):
+        found = _places(graph, module, graph.outputs[module], c)
+        if found:
+            return found
+    return []
+
+
+def _data_axes(graph: Graph, inputs: Sequence[tuple[Axis, ...]]) -> tuple[Axis, ...]:
+    """The input that is not a parameter (addmm's first input is the bias)."""
+    weights = {a for axes in graph.axes.values() for a in (axes, axes[::-1])}
+    return next((a for a in inputs if a not in weights), inputs[0])
+
+
+def _places(
+    graph: Graph, module: str, axes: tuple[Axis, ...], c: UnitClass
+) -> list[tuple[str, int, Tensor]]:
+    return [
+        (module, i - len(axes), unit)
+        for i, axis in enumerate(axes)
+        for name, unit in occurrences(axis, graph.sizes)
+        if name == c.name
+    ]
+
+
+def feature_axis(module: nn.Module) -> int | None:
+    """Which axis of a layer's input holds the features, counted from the end."""
+    if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
+        return -1
+    if isinstance(module, _CONVOLUTIONS):
+        return -1 - len(module.kernel_size)
+    return None
+
+
+def first_tensor(args: Any, kwargs: Any) -> Tensor | None:
+    """The first tensor among the arguments of a call, or of an output."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            return value
+        if isinstance(value, tuple | list) and value and isinstance(value[0], Tensor):
+            return value[0]
+    return None
