@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from secateur.errors import ConfigError
-from secateur.graph.classes import Member, UnitClass, module_of
+from secateur.graph.classes import UnitClass, module_of
 from secateur.graph.flow import Event, Flow
 from secateur.graph.repeats import listing, without_numbers
 from secateur.graph.show import reasons, touched
@@ -131,16 +131,19 @@ def _explain_class(graph: Graph, c: UnitClass) -> list[str]:
 
 def _slices(graph: Graph, c: UnitClass) -> list[str]:
     """Which part of which tensor one unit is."""
-    groups: dict[tuple[bool, str, int], list[Member]] = {}
+    positions: dict[tuple[bool, int, str], int] = {}
     for m in c.members:
-        positions = int((m.unit >= 0).sum()) // c.size
-        groups.setdefault((m.produces, f"axis {m.axis}", positions), []).append(m)
+        key = (m.produces, m.axis, m.tensor)
+        positions[key] = positions.get(key, 0) + int((m.unit >= 0).sum()) // c.size
+    groups: dict[tuple[bool, int, int], list[str]] = {}
+    for (produces, axis, tensor), n in positions.items():
+        groups.setdefault((produces, axis, n), []).append(tensor)
     lines = []
-    for (produces, axis, positions), members in sorted(groups.items(), key=lambda g: not g[0][0]):
-        verb = "makes" if produces else "takes"
-        where = listing([m.tensor for m in members], 5)
-        each = "" if positions == 1 else f", {positions} positions each"
-        lines.append(f"{verb}  {axis} of {where}{each}")
+    for (produces, axis, n), tensors in sorted(groups.items(), key=lambda g: not g[0][0]):
+        each = "" if n == 1 else f", {n} positions each"
+        lines.append(
+            f"{'makes' if produces else 'takes'}  axis {axis} of {listing(tensors, 5)}{each}"
+        )
     return lines
 
 

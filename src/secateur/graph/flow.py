@@ -48,9 +48,8 @@ class Flow:
         found: dict[int, tuple[str, ...]] = {}
         for i, op in enumerate(self.graph.ops):
             if op.sources and all(isinstance(s, str) or s in found for s in op.sources):
-                found[i] = tuple(
-                    dict.fromkeys(n for s in op.sources for n in self._names(s, found))
-                )
+                names = [n for s in op.sources for n in _names(s, found)]
+                found[i] = tuple(dict.fromkeys(names))
         return found
 
     def names(self, source: str | int | None) -> tuple[str, ...]:
