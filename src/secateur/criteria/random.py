@@ -24,5 +24,6 @@ def random(stats: Stats, *, seed: int = 0) -> Tensor:
         >>> random(Stats("conv1", size=2)).shape
         torch.Size([2])
     """
-    generator = torch.Generator().manual_seed(crc32(stats.name.encode()) + (int(seed) << 32))
+    # The generator reads 32 bits of its seed: both the seed and the name have to be in them.
+    generator = torch.Generator().manual_seed(crc32(f"{seed} {stats.name}".encode()))
     return torch.rand(stats.size, generator=generator)

@@ -312,6 +312,6 @@ def _impossible(budget: Budget, fixed: Mapping[str, Tensor], everything: Tensor)
     return (
         f'keep={{"{metric}": {budget.keep[metric]:g}}} cannot be met: with every class at its '
         f"minimum width the model still needs {left:.1%} of its {metric} (the largest part that "
-        f"stays is {where}, {share:,} of shape {axes}). Lower min_width or raise max_ratio, ignore less, or "
-        f"ask for keep >= {left:.3f}"
+        f"stays is {where}, {share:,} of shape {axes}). Lower min_width or raise "
+        f"max_ratio, ignore less, or ask for keep >= {left:.3f}"
     )

@@ -24,7 +24,6 @@ from secateur.plan import budget
 from secateur.plan.plan import Plan
 from secateur.scope.order import Limits, Order, order
 
-
 HEADS = {"head", "kv_head", "query"}
 
 
@@ -218,7 +217,7 @@ def eligible(
         ignore = [ignore]
     known = {c.kind for c in graph.free.values()}
     if isinstance(kinds, str):
-        kinds = known if kinds == "all" else [kinds]
+        kinds = sorted(known) if kinds == "all" else [kinds]
     for kind in kinds or ():
         if kind not in known:
             raise ConfigError(unknown("kind of class in this model", kind, {*known, "all"}))

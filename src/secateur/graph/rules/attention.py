@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from secateur.graph.axes import Axes, locked, peel, unify
+from secateur.graph.axes import Axes, Sum, locked, peel, unify
 from secateur.graph.rules import aten, rule
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def attention(op: Op) -> Any:
         op.role(result[-3], "head")
     op.role(result[-1], "head_dim")
     op.zero = op.is_zero(v) and locked(result[-2])
-    op.record.work = (*op.axes(q), op.axes(k)[-2])
+    # Two products, q k' and then v: their sizes add along the head dims.
+    op.record.work = (*op.axes(q)[:-1], Sum((op.axes(q)[-1], op.axes(v)[-1])), op.axes(k)[-2])
     if isinstance(op.result, Tensor):
         return result
     return [result, *[None] * (len(op.outs) - 1)]
