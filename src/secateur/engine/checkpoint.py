@@ -35,7 +35,11 @@ def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
         StoreError: a value of another kind (the message names it), or the file cannot be written.
 
     Example:
-        >>> save_state("run/state.safetensors", {"step": 3, "weights": model.state_dict()})
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/state.safetensors"
+        >>> save_state(path, {"step": 3, "weights": torch.nn.Linear(2, 2).state_dict()})
+        >>> load_state(path)["step"]
+        3
     """
     tensors: dict[str, Tensor] = {}
     structure = json.dumps(_pack(state, "", tensors, {}))

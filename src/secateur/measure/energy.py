@@ -1,7 +1,6 @@
 """Energy of a forward by a simple model: work times its price plus traffic times its price."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -22,9 +21,6 @@ class Energy:
     pj_per_byte: float
     bytes_moved: int
     source: str = SOURCE
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**self.__dict__}
 
 
 def energy(

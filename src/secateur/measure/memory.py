@@ -81,6 +81,10 @@ def peak_memory(model: nn.Module, example_inputs: Any) -> PeakMemory:
 
     Raises:
         DataError: the model cannot be run on these inputs.
+
+    Example:
+        >>> peak_memory(nn.Linear(10, 5), torch.zeros(1, 10)).peak
+        20
     """
     device = device_of(model)
     if device.type == "meta":
@@ -102,6 +106,10 @@ def file_bytes(model: nn.Module) -> int:
 
     Parameters and persistent buffers; what is shared counts once, as
     ``safetensors.torch.save_model`` writes it. Works on the meta device.
+
+    Example:
+        >>> file_bytes(nn.Linear(200, 100)) - 4 * (200 * 100 + 100)
+        144
     """
     kept: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}

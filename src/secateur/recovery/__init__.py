@@ -45,7 +45,8 @@ def recovery(name: str | Recovery | None, **options: Any) -> Recovery:
         ConfigError: an unknown name or option; the message names the nearest.
 
     Example:
-        >>> recovery("distil", temperature=2.0, base={"epochs": 3})
+        >>> recovery("distil", temperature=2.0, base={"epochs": 3}).base.epochs
+        3
     """
     if name is None:
         name = "none"

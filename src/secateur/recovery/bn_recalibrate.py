@@ -71,8 +71,8 @@ class BNRecalibrate:
             DataError: no data, batches that do not fit, or activations that are not finite.
 
         Example:
-            >>> BNRecalibrate(batches=20).heal(model, data=loader)
-            {'recovery': 'bn', 'layers': 19, 'batches': 20, 'unused': []}
+            >>> BNRecalibrate().heal(nn.Sequential(nn.BatchNorm1d(4)), data=[torch.randn(8, 4)])
+            {'recovery': 'bn', 'layers': 1, 'batches': 1, 'unused': []}
         """
         layers = {
             name: module

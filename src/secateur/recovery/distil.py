@@ -91,7 +91,10 @@ class Distil:
             ConfigError: an option out of range, or unknown ``features``.
 
         Example:
-            >>> Distil(temperature=2.0, base=FineTune(epochs=3)).heal(model, None, loader, dense)
+            >>> model, dense, data = nn.Linear(4, 2), nn.Linear(4, 2), [torch.randn(8, 4)]
+            >>> how = Distil(temperature=2.0, alpha=1.0, base=FineTune(progress=False))
+            >>> how.heal(model, None, data, dense)["steps"]
+            1
         """
         if not self.temperature > 0 or not 0 <= self.alpha <= 1:
             raise ConfigError(

@@ -79,7 +79,9 @@ class FineTune:
             StoreError: the checkpoint is damaged, or of another model or other settings.
 
         Example:
-            >>> FineTune(epochs=3, lr=0.01).heal(model, data=loader)["history"][-1]["loss"]
+            >>> data = [(torch.randn(8, 4), torch.zeros(8, dtype=torch.long))]
+            >>> FineTune(epochs=2, progress=False).heal(nn.Linear(4, 2), data=data)["steps"]
+            2
         """
 
         def loss_of(batch: Any) -> Tensor:

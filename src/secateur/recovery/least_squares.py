@@ -72,7 +72,15 @@ class LeastSquares:
             DataError: no teacher or data, batches that do not fit, numbers that are not finite.
 
         Example:
-            >>> LeastSquares().heal(pruned, plan, loader, dense)["layers"]["conv2"]["after"]
+            >>> dense = nn.Sequential(nn.Linear(2, 9), nn.Linear(9, 3))
+            >>> pruned = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 3))
+            >>> kept = {k: v[:4] for k, v in dense[0].state_dict().items()}
+            >>> _ = pruned[0].load_state_dict(kept)
+            >>> rest = {"weight": dense[1].weight[:, :4], "bias": dense[1].bias}
+            >>> _ = pruned[1].load_state_dict(rest)
+            >>> report = LeastSquares(ridge=0).heal(pruned, None, [torch.randn(50, 2)], dense)
+            >>> report["layers"]["1"]["after"] < 1e-5
+            True
         """
         if self.ridge < 0:
             raise ConfigError(f"LeastSquares(ridge={self.ridge}): give 0 or more.")
