@@ -1,4 +1,4 @@
-"""The examples in the docstrings of measure, recovery and checkpoint run and print what they say."""
+"""The examples in the docstrings of measure, recovery and checkpoint run."""
 
 import doctest
 import importlib
