@@ -185,7 +185,7 @@ def example_inputs(name: str, batch_size: int = 2) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, name: str, *, full: bool = False, batch_size: int = 250) -> float:
+def evaluate(model: nn.Module, name: str, *, full: bool = False, batch_size: int = 50) -> float:
     """Measure a model's accuracy on the test split of a network's data set.
 
     Args:
