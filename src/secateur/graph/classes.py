@@ -4,6 +4,8 @@ After recording, every axis expression is frozen into plain data over *classes*:
 
 - an ``int`` n: n positions that stay;
 - a ``str``: the positions of that class;
+- ``("over", f, b)``: the positions of class f, chosen anew for every unit of class b (a head's own
+  dimensions, a group's own channels), the same number everywhere;
 - ``("prod", ..)``, ``("sum", ..)``, ``("take", axis, index)``: as in the algebra.
 
 A class is one free leaf atom that some parameter or buffer has. Frozen axes need nothing but the
@@ -34,12 +36,15 @@ class Member:
         unit: For every position of that axis the unit it belongs to, or -1; shape ``(axis size,)``.
         produces: True if the class is what the tensor makes (a layer's output rows, a norm's scale),
             False if it is what the tensor takes in (the next layer's columns).
+        over: Where the class is chosen anew for every unit of another: the axis along which that
+            other class lies (often the same axis), and for every position of it the other's unit.
     """
 
     tensor: str
     axis: int
     unit: Tensor
     produces: bool
+    over: tuple[int, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class UnitClass:
         members: Every parameter axis touched.
         statistical: Operators (``op in module``) for which removing differs from zeroing.
         locked: Why no unit can be removed, or None.
+        over: Class for every unit of which other units may be chosen, the same number each, or None.
     """
 
     name: str
@@ -61,6 +67,7 @@ class UnitClass:
     members: tuple[Member, ...]
     statistical: tuple[str, ...] = ()
     locked: str | None = None
+    over: str | None = None
 
     @property
     def exact(self) -> bool:
@@ -94,6 +101,8 @@ def axis_size(axis: Axis, sizes: Mapping[str, int]) -> int:
             return axis
         case str():
             return int(sizes[axis])
+        case ("over", name, _):
+            return int(sizes[name])
         case ("prod", *parts):
             n = 1
             for p in parts:
@@ -109,24 +118,63 @@ def axis_mask(axis: Axis, keep: Keep, sizes: Mapping[str, int]) -> Tensor:
 
     Args:
         axis: A frozen axis.
-        keep: Class name -> bool mask over its units; classes not named are kept whole.
+        keep: Class name -> bool mask over its units, or for a class chosen anew for every unit of
+            another, a mask for each of those: shape ``(units of the other, units)``. Classes not
+            named are kept whole.
         sizes: Class name -> number of units.
+
+    Where the other class lies along another axis of the tensor, the first unit's choice stands for
+    all: right for counting; ``plan.selection`` takes both axes together.
+    """
+    mask, _ = rows_mask(axis, keep, sizes)
+    return mask if mask.dim() == 1 else mask[0]
+
+
+def rows_mask(axis: Axis, keep: Keep, sizes: Mapping[str, int]) -> tuple[Tensor, str | None]:
+    """Like ``axis_mask``, but with one row for each unit of a class that is not along this axis.
+
+    Returns:
+        The mask, ``(axis size,)`` or ``(units of the class, axis size)``, and that class's name.
     """
     match axis:
         case int():
-            return torch.ones(axis, dtype=torch.bool)
+            return torch.ones(axis, dtype=torch.bool), None
         case str():
-            return keep[axis] if axis in keep else torch.ones(sizes[axis], dtype=torch.bool)
-        case ("prod", first, *rest):
-            mask = axis_mask(first, keep, sizes)
-            for p in rest:
-                mask = (mask[:, None] & axis_mask(p, keep, sizes)[None]).flatten()
-            return mask
+            return keep[axis] if axis in keep else torch.ones(sizes[axis], dtype=torch.bool), None
+        case ("over", name, base):
+            mask, _ = rows_mask(name, keep, sizes)
+            return mask, base if mask.dim() == 2 else None
+        case ("prod", *parts):
+            return _product_mask(parts, [rows_mask(p, keep, sizes) for p in parts])
         case ("sum", *parts):
-            return torch.cat([axis_mask(p, keep, sizes) for p in parts])
-        case ("take", base, index):
-            return axis_mask(base, keep, sizes)[torch.as_tensor(index)]
+            masks = [rows_mask(p, keep, sizes) for p in parts]
+            base = next((b for _, b in masks if b), None)
+            if base is None:
+                return torch.cat([m for m, _ in masks]), None
+            rows = next(len(m) for m, b in masks if b)
+            return torch.cat([m.expand(rows, -1) for m, _ in masks], 1), base
+        case ("take", inner, index):
+            mask, base = rows_mask(inner, keep, sizes)
+            return mask[..., torch.as_tensor(index)], base
     raise ValueError(f"not an axis: {axis!r}")
+
+
+def _product_mask(
+    parts: list[Axis], masks: list[tuple[Tensor, str | None]]
+) -> tuple[Tensor, str | None]:
+    """The mask over the nested positions; a factor's rows meet the factor that they are rows of."""
+    base = next((b for _, b in masks if b), None)
+    at = next((k for k, p in enumerate(parts) if p == base), None)
+    grid = torch.ones((), dtype=torch.bool)
+    for k, (mask, rows_of) in enumerate(masks):
+        shape = [1] * (len(parts) + 1)  # in front: rows of a class that is not among the factors
+        shape[k + 1] = mask.shape[-1]
+        if rows_of:
+            shape[0 if at is None else at + 1] = mask.shape[0]
+            if at is not None and at > k:
+                mask = mask.T
+        grid = grid & mask.reshape(shape)
+    return (grid.flatten(), None) if base is None or at is not None else (grid.flatten(1), base)
 
 
 def axis_kept(axis: Axis, keep: Keep, sizes: Mapping[str, int]) -> int:
@@ -135,7 +183,12 @@ def axis_kept(axis: Axis, keep: Keep, sizes: Mapping[str, int]) -> int:
         case int():
             return axis
         case str():
-            return int(keep[axis].sum()) if axis in keep else sizes[axis]
+            if axis not in keep:
+                return sizes[axis]
+            mask = keep[axis]
+            return int((mask if mask.dim() == 1 else mask[0]).sum())
+        case ("over", name, _):
+            return axis_kept(name, keep, sizes)
         case ("prod", *parts):
             n = 1
             for p in parts:
@@ -151,6 +204,8 @@ def classes_in(axis: Axis) -> Iterator[str]:
     match axis:
         case str():
             yield axis
+        case ("over", name, _):
+            yield name
         case ("prod" | "sum", *parts):
             for p in parts:
                 yield from classes_in(p)
@@ -163,6 +218,8 @@ def occurrences(axis: Axis, sizes: Mapping[str, int]) -> Iterator[tuple[str, Ten
     match axis:
         case str():
             yield axis, torch.arange(sizes[axis])
+        case ("over", name, _):
+            yield name, torch.arange(sizes[name])
         case ("sum", *parts):
             lengths = [_length(p, sizes) for p in parts]
             start = 0
@@ -205,6 +262,8 @@ def show_axis(axis: Axis) -> str:
             return "*".join(f"({s})" if "+" in (s := show_axis(p)) else s for p in parts)
         case ("sum", *parts):
             return " + ".join(show_axis(p) for p in parts)
+        case ("over", name, _):
+            return str(name)
         case ("take", base, _):
             return f"reordered({show_axis(base)})"
     return str(axis)

@@ -27,6 +27,7 @@ from secateur.graph.capture import (
     tensors_in,
 )
 from secateur.graph.classes import Axis, Member, UnitClass, module_of
+from secateur.graph.fibres import fibres
 
 log = logging.getLogger(__name__)
 
@@ -314,11 +315,23 @@ def _freeze(
         taken.add(candidate)
         class_name[key] = candidate
 
-    def freeze(e: Expr) -> Axis:
-        return _freeze_axis(resolve(e), class_name)
+    leaf_axis: dict[int, Axis] = dict(class_name)
 
     def freeze_all(axes: Iterable[Expr]) -> tuple[Axis, ...]:
-        return tuple(freeze(e) for e in axes)
+        return tuple(_freeze_axis(resolve(e), leaf_axis) for e in axes)
+
+    over = fibres(
+        (freeze_all(axes) for axes in atoms.values()),
+        (
+            freeze_all(axes)
+            for op in recorder.ops
+            for axes in (*op.inputs, *op.outputs)
+            if axes is not None
+        ),
+    )
+    for key, name in class_name.items():
+        if name in over:
+            leaf_axis[key] = ("over", name, over[name])
 
     tensor_axes = {name: freeze_all(axes) for name, axes in atoms.items()}
     sizes = {class_name[k]: leaf.size for k, leaf in leaf_of.items()}
@@ -327,7 +340,8 @@ def _freeze(
         for i, e in enumerate(axes):
             axis = _freeze_axis(resolve(e), class_name, locked=True)
             for cls, unit in frozen.occurrences(axis, sizes):
-                members[cls].append(Member(name, i, unit, (name, i) not in consumed))
+                base = _base_units(axes, i, over.get(cls), sizes)
+                members[cls].append(Member(name, i, unit, (name, i) not in consumed, base))
     classes = {
         class_name[key]: UnitClass(
             name=class_name[key],
@@ -336,6 +350,7 @@ def _freeze(
             members=tuple(members[class_name[key]]),
             statistical=tuple(statistical.get(key, {})),
             locked=leaf.lock,
+            over=over.get(class_name[key]),
         )
         for key, leaf in leaf_of.items()
     }
@@ -372,6 +387,19 @@ def _freeze(
         unknown=dict(recorder.unknown),
         on_data=on_data,
     )
+
+
+def _base_units(
+    axes: tuple[Axis, ...], axis: int, base: str | None, sizes: Mapping[str, int]
+) -> tuple[int, Tensor] | None:
+    """Along which axis of a tensor the units of ``base`` lie that belong to those along ``axis``."""
+    if base is None:
+        return None
+    for i in (axis, *range(len(axes))):
+        units = [u for name, u in frozen.occurrences(axes[i], sizes) if name == base]
+        if units:
+            return i, torch.stack(units).amax(0)
+    return None
 
 
 def _freeze_axis(e: Expr, class_name: Mapping[int, str], *, locked: bool = False) -> Axis:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from secateur.errors import PlanError
 from secateur.graph.classes import Axis, axis_kept, axis_mask
+from secateur.plan.selection import Selection, selection
 
 if TYPE_CHECKING:
     from secateur.graph import Graph
@@ -40,7 +42,8 @@ class Plan:
     """What goes from a model.
 
     Attributes:
-        keep: Class name -> bool mask over its units, True stays. Classes not named stay whole.
+        keep: Class name -> bool mask over its units, True stays; for a class chosen anew for every
+            unit of another, one row for each. Classes not named stay whole.
         sizes: Number of units of every class.
         shapes: Shape of every parameter and buffer that the plan was made for.
         axes: Frozen axes of every parameter and buffer.
@@ -82,8 +85,13 @@ class Plan:
                 if mask.numel() and not 0 <= int(mask.min()) <= int(mask.max()) < c.size:
                     raise PlanError(f"{name}: units must be in [0, {c.size})")
                 mask = torch.zeros(c.size, dtype=torch.bool).index_fill(0, mask.long(), True)
-            if mask.shape != (c.size,):
+            rows = graph.classes[c.over].size if c.over and mask.dim() == 2 else None
+            if mask.shape not in ((c.size,), (rows, c.size)):
                 raise PlanError(f"{name} has {c.size} units, the mask {tuple(mask.shape)}")
+            if rows and len(mask.sum(1).unique()) > 1:
+                raise PlanError(
+                    f"{name}: every unit of {c.over} must keep the same number of units"
+                )
             if mask.all():
                 continue
             if c.locked:
@@ -104,11 +112,19 @@ class Plan:
     @cached_property
     def removed(self) -> dict[str, int]:
         """Class name -> number of units removed."""
-        return {n: int((~m).sum()) for n, m in self.keep.items()}
+        return {n: int((~m).sum()) // (len(m) if m.dim() == 2 else 1) for n, m in self.keep.items()}
 
     def masks(self, tensor: str) -> list[Tensor]:
-        """For each axis of a parameter or buffer, which positions stay (bool)."""
-        return [axis_mask(a, self.keep, self.sizes) for a in self.axes[tensor]]
+        """For each axis of a parameter or buffer, which positions stay for some of the others."""
+        result = [axis_mask(a, self.keep, self.sizes) for a in self.axes[tensor]]
+        for dims, mask in self.selection(tensor):
+            if len(dims) == 2:
+                result[dims[0]], result[dims[1]] = mask.any(1), mask.any(0)
+        return result
+
+    def selection(self, tensor: str) -> Selection:
+        """What stays of a parameter or buffer: masks over one axis, or two that depend."""
+        return selection(self.axes[tensor], self.keep, self.sizes)
 
     @cached_property
     def _counts(self) -> dict[Axis, tuple[int, int]]:
@@ -173,6 +189,27 @@ class Plan:
         from secateur.plan.verify import verify
 
         return verify(self, model, pruned, **options)
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan alone as JSON, one line a class and tensor; ``Plan.load`` reads it.
+
+        Raises:
+            StoreError: The file cannot be written; an older one stays.
+        """
+        from secateur.plan.encode import write_plan
+
+        write_plan(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan from a file, or from a folder that ``save`` wrote.
+
+        Raises:
+            StoreError: The file is missing, damaged, changed, or no plan.
+        """
+        from secateur.plan.encode import read_plan
+
+        return read_plan(Path(path))
 
     def with_keep(self, keep: Mapping[str, Tensor], *notes: str) -> Plan:
         """The same plan with other units kept."""

@@ -12,6 +12,8 @@ from secateur.errors import PlanError, SurgeryError
 from secateur.graph.capture import named_tensors
 from secateur.plan.attention import narrow_attention
 from secateur.plan.mend import mend
+from secateur.plan.selection import fill as fill_in
+from secateur.plan.selection import gather
 
 if TYPE_CHECKING:
     from secateur.plan.plan import Edit, Plan
@@ -57,11 +59,7 @@ def _some(names: list[str]) -> str:
 
 def narrowed(plan: Plan, name: str, tensor: Tensor) -> Tensor:
     """The kept part of a parameter or buffer (or of anything of its shape, as an optimizer slot)."""
-    result = tensor.detach()
-    for axis, mask in enumerate(plan.masks(name)):
-        if not bool(mask.all()):
-            index = mask.nonzero().flatten().to(result.device)
-            result = result.index_select(axis, index)
+    result = gather(tensor.detach(), plan.selection(name))
     return result.contiguous() if result is not tensor else result
 
 
@@ -71,12 +69,7 @@ def masked(plan: Plan, name: str, tensor: Tensor) -> Tensor:
     What a parametrization starts from gets a tiny number instead: weight norm divides by its length.
     """
     fill = 1e-12 if ".parametrizations." in f".{name}" else 0
-    result = tensor.detach().clone()
-    for axis, mask in enumerate(plan.masks(name)):
-        if not bool(mask.all()):
-            index = (~mask).nonzero().flatten().to(result.device)
-            result.index_fill_(axis, index, fill)
-    return result
+    return fill_in(tensor.detach().clone(), plan.selection(name), fill)
 
 
 def _replace(model: nn.Module, name: str, old: Tensor, new: Tensor, plan: Plan) -> None:

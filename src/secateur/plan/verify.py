@@ -30,6 +30,7 @@ from secateur.graph.capture import (
     tensors_in,
 )
 from secateur.graph.classes import Axis, UnitClass, axis_mask
+from secateur.plan.selection import Selection, gather, scatter, selection
 from secateur.plan.surgery import masked
 
 if TYPE_CHECKING:
@@ -295,9 +296,8 @@ class Reference(TorchDispatchMode):
         for kept, out, axes in triples:
             # Second outputs (saved statistics) have no axes of their own, and no reader here.
             if isinstance(out, Tensor) and axes is not None:
-                full = self._scatter(kept, axes)
-                if full.shape == out.shape:
-                    out.copy_(full)
+                if tuple(kept.shape) == tuple(self.plan.counts(a)[1] for a in axes):
+                    out.copy_(self._scatter(kept, axes))
         return plain
 
     def _sizes(self, op: FrozenOp, func: Any, args: Any, new: Any) -> Any:
@@ -313,22 +313,14 @@ class Reference(TorchDispatchMode):
             return (*new[:3], batch, channels, new[0][0, 0].numel(), groups, *new[7:])
         return new
 
+    def _selection(self, axes: tuple[Axis, ...]) -> Selection:
+        return selection(axes, self.plan.keep, self.plan.sizes)
+
     def _gather(self, t: Tensor, axes: tuple[Axis, ...]) -> Tensor:
-        for dim, axis in enumerate(axes):
-            if self._cut(axis):
-                t = t.index_select(dim, self._kept(axis).to(t.device))
-        return t
+        return gather(t, self._selection(axes))
 
     def _scatter(self, t: Tensor, axes: tuple[Axis, ...]) -> Tensor:
-        for dim, axis in enumerate(axes):
-            if self._cut(axis):
-                shape = list(t.shape)
-                shape[dim] = self.plan.counts(axis)[0]
-                t = t.new_zeros(shape).index_copy_(dim, self._kept(axis).to(t.device), t)
-        return t
-
-    def _kept(self, axis: Axis) -> Tensor:
-        return axis_mask(axis, self.plan.keep, self.plan.sizes).nonzero().flatten()
+        return scatter(t, self._selection(axes), [self.plan.counts(a)[0] for a in axes])
 
 
 class ReferenceError(Exception):  # noqa: A001, N818 - never leaves this file
@@ -350,10 +342,8 @@ def _where(
         small = seen[1].get(name)
         if small is None or name not in axes or big.dim() != len(axes[name]):
             continue
-        for dim, axis in enumerate(axes[name]):
-            mask = axis_mask(axis, plan.keep, plan.sizes)
-            if not mask.all() and mask.numel() == big.shape[dim]:
-                big = big.index_select(dim, mask.nonzero().flatten().to(big.device))
+        if tuple(big.shape) == tuple(plan.counts(a)[0] for a in axes[name]):
+            big = gather(big, selection(axes[name], plan.keep, plan.sizes))
         if _distance([big], [small]) > tolerance:
             return name or None
     return None
