@@ -43,7 +43,7 @@ class Case:
 
 def cases(sets: list[str] | None = None, only: list[str] | None = None) -> Iterator[Case]:
     """Yield the cases of the named sets (all without names), restricted to the names ``only``."""
-    wanted = list(SETS) if not sets else sets
+    wanted = sets or list(SETS)
     for module in dict.fromkeys(SETS[name] for name in wanted):
         for case in import_module(f"benchmarks.coverage.{module}").cases():
             if case.set in wanted and (not only or case.name in only):

@@ -1,12 +1,12 @@
 """torch_geometric: the four convolutions as its tutorials use them, and its ready-made models."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
 from benchmarks.coverage.case import Built, Case
+from torch import Tensor, nn
 
 NODES, WIDTH, CLASSES = 23, 12, 5
 
@@ -44,7 +44,7 @@ class GraphClassifier(nn.Module):
                 ),
                 train_eps=True,
             )
-            for a, b in zip(widths, widths[1:], strict=False)
+            for a, b in pairwise(widths)
         )
         self.head = nn.Sequential(nn.Linear(48, 24), nn.ReLU(), nn.Linear(24, CLASSES))
 

@@ -1,12 +1,12 @@
 """Point-cloud networks written as in their papers: PointNet, PointNet++ grouping, DGCNN."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from benchmarks.coverage.case import Case
+from torch import Tensor, nn
 
 POINTS = 37
 
@@ -14,7 +14,7 @@ POINTS = 37
 def shared(*widths: int) -> nn.Sequential:
     """Perceptron shared over points: 1x1 convolution, batch norm, ReLU for each width."""
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in pairwise(widths):
         layers += [nn.Conv1d(before, after, 1), nn.BatchNorm1d(after), nn.ReLU()]
     return nn.Sequential(*layers)
 
@@ -98,7 +98,7 @@ class DGCNN(nn.Module):
                 nn.BatchNorm2d(after),
                 nn.LeakyReLU(0.2),
             )
-            for before, after in zip(widths, widths[1:], strict=False)
+            for before, after in pairwise(widths)
         )
         self.deep = nn.Sequential(
             nn.Conv1d(64, 48, 1, bias=False), nn.BatchNorm1d(48), nn.LeakyReLU(0.2)
@@ -169,4 +169,6 @@ def cases() -> Iterator[Case]:
             name,
             lambda network=network: (network().eval(), (torch.randn(2, 3, POINTS),), {}),
         )
-    yield Case("points", "pointnet2", lambda: (PointNet2().eval(), (torch.randn(2, POINTS, 3),), {}))
+    yield Case(
+        "points", "pointnet2", lambda: (PointNet2().eval(), (torch.randn(2, POINTS, 3),), {})
+    )

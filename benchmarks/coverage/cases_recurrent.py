@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 
 import torch
+from benchmarks.coverage.case import Built, Case
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-
-from benchmarks.coverage.case import Built, Case
 
 KINDS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 WORDS = torch.randint(0, 50, (3, 11), generator=torch.Generator().manual_seed(0))
@@ -129,7 +128,9 @@ def cases() -> Iterator[Case]:
         yield case(f"{cell.__name__.lower()}_loop", CellLoop, cell)
     yield Case("recurrent", "seq2seq", lambda: (Seq2Seq().eval(), (WORDS, WORDS[:, :7]), {}))
     yield Case(
-        "recurrent", "conv_lstm_ctc", lambda: (ConvRecurrent().eval(), (torch.randn(3, 13, 29),), {})
+        "recurrent",
+        "conv_lstm_ctc",
+        lambda: (ConvRecurrent().eval(), (torch.randn(3, 13, 29),), {}),
     )
 
 

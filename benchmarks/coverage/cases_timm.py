@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-
 from benchmarks.coverage.case import Built, Case
 
 MEASURED = Path(__file__).with_name("timm_smallest.json")
@@ -64,7 +63,7 @@ def parameters(model: torch.nn.Module) -> int:
 
 
 def smallest_side(name: str) -> int:
-    """First of ``SIDES`` at which the model runs and at which its last map is not a single pixel."""
+    """First of ``SIDES`` at which the model runs and gives finite numbers."""
     import timm
 
     model = timm.create_model(name).eval()

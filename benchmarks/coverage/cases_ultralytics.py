@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Iterator
 
 import torch
-
 from benchmarks.coverage.case import Built, Case
 
 NETWORKS = {

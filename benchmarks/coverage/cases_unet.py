@@ -5,9 +5,8 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from benchmarks.coverage.case import Case
+from torch import Tensor, nn
 
 
 def twice(before: int, after: int, norm: type[nn.Module] | None = nn.BatchNorm2d) -> nn.Sequential:
@@ -89,7 +88,7 @@ class SpatialAttention(nn.Module):
         self.qkv, self.out = nn.Conv2d(width, 3 * width, 1), nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
+        b, _, h, w = x.shape
         q, k, v = self.qkv(self.norm(x)).reshape(b * self.heads, -1, h * w).chunk(3, 1)
         scale = 1 / math.sqrt(q.shape[1])
         weights = torch.einsum("bct,bcs->bts", q * scale, k).softmax(-1)
@@ -97,7 +96,7 @@ class SpatialAttention(nn.Module):
 
 
 class DiffusionUNet(nn.Module):
-    """Denoiser as in DDPM (arXiv:2006.11239): time embedding, residuals, attention in the middle."""
+    """Denoiser of DDPM (arXiv:2006.11239): time embedding, residuals, attention in the middle."""
 
     def __init__(self) -> None:
         super().__init__()

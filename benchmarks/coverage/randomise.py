@@ -5,6 +5,7 @@ a residual 0, tiny transformers' weights 0.02. All are given values that matter.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,3 +42,33 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
             value.copy_(normal(value, 0.1))
         elif leaf == "running_var":
             value.copy_(torch.rand(value.shape, generator=generator).to(value) + 0.5)
+
+
+@torch.no_grad()
+def settle(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Bring the running statistics near those of the inputs, or deep networks grow to 1e10.
+
+    The randomly drawn statistics become an offset and a factor of the measured ones.
+    """
+
+    def measure(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if norm in seen:
+            return
+        seen.add(norm)
+        x = inputs[0].transpose(0, 1).flatten(1) if inputs[0].dim() > 1 else inputs[0]
+        variance = x.var(1, correction=0)
+        variance = variance.clamp_min(0.25 * float(variance.mean()) + 1e-6)
+        norm.running_mean.mul_(variance.sqrt()).add_(x.mean(1))
+        norm.running_var.mul_(variance)
+
+    seen: set[nn.Module] = set()
+    norms = [
+        m
+        for m in model.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_var is not None
+    ]
+    hooks = [norm.register_forward_pre_hook(measure) for norm in norms if not norm.training]
+    if hooks:
+        model(*args, **kwargs)
+    for hook in hooks:
+        hook.remove()

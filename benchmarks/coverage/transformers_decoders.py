@@ -88,7 +88,9 @@ MODELS = [
     grouped("mistral_window", "Mistral", sliding_window=5),
     grouped("ministral", "Ministral", head_dim=8),
     grouped("qwen2", "Qwen2"),
-    grouped("qwen2_window", "Qwen2", use_sliding_window=True, sliding_window=5, max_window_layers=1),
+    grouped(
+        "qwen2_window", "Qwen2", use_sliding_window=True, sliding_window=5, max_window_layers=1
+    ),
     grouped("qwen3_qk_norm", "Qwen3", head_dim=16),
     grouped("gemma", "Gemma", head_dim=16),
     grouped("gemma2_softcap", "Gemma2", head_dim=16, sliding_window=5),
@@ -137,7 +139,14 @@ MODELS = [
     # State space, linear attention and hybrids
     decoder("mamba", "Mamba", state_size=8, conv_kernel=3, time_step_rank=5),
     decoder(
-        "mamba2", "Mamba2", num_heads=6, head_dim=16, n_groups=2, state_size=8, chunk_size=4, expand=2
+        "mamba2",
+        "Mamba2",
+        num_heads=6,
+        head_dim=16,
+        n_groups=2,
+        state_size=8,
+        chunk_size=4,
+        expand=2,
     ),
     decoder("falcon_mamba", "FalconMamba", state_size=8, conv_kernel=3, time_step_rank=5),
     decoder("rwkv", "Rwkv", attention_hidden_size=48, context_length=40),

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-
 from benchmarks.coverage.transformers_tiny import ENCODER, SPECIAL, VOCABULARY, Tiny, text
 
 
@@ -45,9 +44,7 @@ MODELS = [
     ),
     classifier("mpnet", "MPNet"),
     classifier("modernbert", "ModernBert", cls_token_id=1, sep_token_id=2, local_attention=6),
-    classifier(
-        "squeezebert", "SqueezeBert", embedding_size=48, q_groups=2, k_groups=2, v_groups=2
-    ),
+    classifier("squeezebert", "SqueezeBert", embedding_size=48, q_groups=2, k_groups=2, v_groups=2),
     Tiny(
         "funnel",
         "FunnelForSequenceClassification",
@@ -88,7 +85,8 @@ MODELS = [
     Tiny(
         "xlnet",
         "XLNetForSequenceClassification",
-        SPECIAL | {"vocab_size": VOCABULARY, "d_model": 48, "n_layer": 2, "n_head": 6, "d_inner": 80},
+        SPECIAL
+        | {"vocab_size": VOCABULARY, "d_model": 48, "n_layer": 2, "n_head": 6, "d_inner": 80},
         text,
     ),
     classifier("esm", "Esm", position_embedding_type="rotary", mask_token_id=3),

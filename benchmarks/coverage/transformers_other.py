@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-
 from benchmarks.coverage.transformers_tiny import (
     DECODER,
     ENCODER,
@@ -224,7 +223,12 @@ MODELS = [
         lambda: waveform() | {"decoder_input_ids": token_ids(7)},
     ),
     speech("wav2vec2", "Wav2Vec2ForCTC"),
-    speech("wav2vec2_stable_layer_norm", "Wav2Vec2ForCTC", do_stable_layer_norm=True, feat_extract_norm="layer"),
+    speech(
+        "wav2vec2_stable_layer_norm",
+        "Wav2Vec2ForCTC",
+        do_stable_layer_norm=True,
+        feat_extract_norm="layer",
+    ),
     speech("wav2vec2_conformer", "Wav2Vec2ConformerForCTC", position_embeddings_type="relative"),
     speech("hubert", "HubertForCTC"),
     speech("wavlm_gated_bias", "WavLMForCTC"),
@@ -234,8 +238,7 @@ MODELS = [
     Tiny(
         "audio_spectrogram_transformer",
         "ASTForAudioClassification",
-        VISION
-        | {"frequency_stride": 6, "time_stride": 6, "max_length": 32, "num_mel_bins": 20},
+        VISION | {"frequency_stride": 6, "time_stride": 6, "max_length": 32, "num_mel_bins": 20},
         lambda: {"input_values": torch.randn(2, 32, 20)},
     ),
     Tiny(

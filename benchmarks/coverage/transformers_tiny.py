@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from benchmarks.coverage.case import Built
+from torch import Tensor
 
 VOCABULARY, TOKENS, LABELS = 99, 11, 7
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -75,10 +74,8 @@ class Tiny:
 
         transformers.logging.set_verbosity_error()
         network = getattr(transformers, self.network)
-        if callable(self.config):
-            config = self.config()
-        else:
-            config = network.config_class(**self.config)
+        made = callable(self.config)
+        config = self.config() if made else network.config_class(**self.config)
         return network(config).eval(), (), self.inputs()
 
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-
 from benchmarks.coverage.transformers_tiny import LABELS, VISION, Tiny, image
 
 
@@ -78,7 +77,10 @@ def depth_anything() -> Any:
 
     return DepthAnythingConfig(
         backbone_config=Dinov2Config(
-            **VISION, out_features=["stage1", "stage2"], apply_layernorm=True, reshape_hidden_states=False
+            **VISION,
+            out_features=["stage1", "stage2"],
+            apply_layernorm=True,
+            reshape_hidden_states=False,
         ),
         patch_size=8,
         reassemble_hidden_size=48,
@@ -150,10 +152,17 @@ MODELS = [
     staged("convnext", "ConvNext", **STAGES),
     staged("convnextv2_grn", "ConvNextV2", **STAGES),
     staged(
-        "resnet", "ResNet", embedding_size=8, hidden_sizes=[16, 32], depths=[1, 2], layer_type="basic"
+        "resnet",
+        "ResNet",
+        embedding_size=8,
+        hidden_sizes=[16, 32],
+        depths=[1, 2],
+        layer_type="basic",
     ),
     staged("resnet_bottleneck", "ResNet", embedding_size=8, hidden_sizes=[16, 32], depths=[1, 2]),
-    staged("regnet", "RegNet", embedding_size=8, groups_width=8, hidden_sizes=[16, 32], depths=[1, 2]),
+    staged(
+        "regnet", "RegNet", embedding_size=8, groups_width=8, hidden_sizes=[16, 32], depths=[1, 2]
+    ),
     staged(
         "bit_weight_standardised",
         "Bit",
@@ -165,7 +174,11 @@ MODELS = [
     staged("mobilenet_v1", "MobileNetV1", depth_multiplier=0.25),
     staged("mobilenet_v2", "MobileNetV2", depth_multiplier=0.35),
     staged(
-        "efficientnet", "EfficientNet", width_coefficient=0.25, depth_coefficient=0.25, hidden_dim=320
+        "efficientnet",
+        "EfficientNet",
+        width_coefficient=0.25,
+        depth_coefficient=0.25,
+        hidden_dim=320,
     ),
     staged("poolformer", "PoolFormer", **STAGES),
     staged(
@@ -187,9 +200,7 @@ MODELS = [
         depths=[1, 1, 1],
         key_dim=[8, 8, 8],
     ),
-    staged(
-        "cvt", "Cvt", side=64, embed_dim=[16, 24, 32], num_heads=[1, 2, 4], depth=[1, 2, 3]
-    ),
+    staged("cvt", "Cvt", side=64, embed_dim=[16, 24, 32], num_heads=[1, 2, 4], depth=[1, 2, 3]),
     staged(
         "pvt",
         "Pvt",

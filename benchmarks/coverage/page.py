@@ -1,0 +1,197 @@
+"""docs/coverage.md, written from the results."""
+
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.coverage.cell import passed, proven
+from benchmarks.coverage.oracle import TOLERANCE
+
+TITLES = {
+    "operators": "Operator-level networks",
+    "recurrent": "Recurrent networks",
+    "points": "Point clouds",
+    "unet": "U-Nets",
+    "geometric": "torch_geometric",
+    "ultralytics": "ultralytics",
+    "transformers": "transformers (tiny random configurations)",
+    "timm": "timm (the smallest model of every module)",
+    "torchvision": "torchvision classification",
+    "segmentation": "torchvision segmentation",
+    "detection": "torchvision detection",
+    "video": "torchvision video",
+    "optical_flow": "torchvision optical flow",
+}
+
+INTRODUCTION = f"""# Coverage
+
+Every model below is built with random weights, traced, and loses a random half of every class that
+can be pruned; the smaller model then runs on the same inputs. **No hint of any kind is given**: no
+ignored layers, no head counts, no patched forwards.
+
+- *traced*: the share of all parameters that lie along a prunable class.
+- *exact*: only classes for which removing equals zeroing. `error` is the relative difference (float32,
+  Euclidean norm) between the pruned model and a copy of the dense one in which what went is zero,
+  made by a naive check that is independent of the library (`benchmarks/coverage/oracle.py`). Proven
+  means error < {TOLERANCE:g} *and* that pruning changed the output at least {10 * TOLERANCE:g}, so the
+  check can fail. Biases, norm weights, layer scales and running statistics are randomised first.
+- *statistical*: with the classes too that a norm or a softmax runs over. The pruned model must run and
+  keep its output shapes; `verify` is the library's own proof, `neutral` the naive check with the
+  statistics taken out of the norms (not conclusive where a softmax runs over a pruned axis).
+
+The command that makes this page, resuming what is finished:
+
+```
+python -m benchmarks.coverage
+```
+"""
+
+
+def write(path: Path, rows: list[dict[str, Any]], expected: int) -> None:
+    """Write the page: totals, causes of failure, one table a set."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["set"]].append(row)
+    parts = [INTRODUCTION, totals(groups)]
+    if len(rows) < expected:
+        parts.append(f"{expected - len(rows)} of {expected} models have not been run yet.\n")
+    parts.append(exceptions(rows))
+    parts += [table(name, group) for name, group in groups.items()]
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("\n".join(parts))
+    temporary.replace(path)
+
+
+def statistical_ok(row: dict[str, Any]) -> bool:
+    """Whether the second pass ran, kept its shapes and was verified."""
+    facts = row.get("statistical", {})
+    return bool(facts.get("shapes")) and bool(facts.get("verify_ok"))
+
+
+def totals(groups: dict[str, list[dict[str, Any]]]) -> str:
+    """One line a set."""
+    lines = [
+        "| set | models | traced | runs | proven (exact) | all classes: runs | verified "
+        "| mean share prunable | classes halved | mean parameters left |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, rows in groups.items():
+        exact = [r.get("exact", {}) for r in rows]
+        both = [r.get("statistical", {}) for r in rows]
+        n = len(rows)
+        proved = sum(map(passed, rows))
+        halved = sum(f.get("halved", 0) for f in both)
+        eligible = sum(f.get("eligible", 0) for f in both)
+        left = [
+            f["parameters"] / r["parameters"]
+            for f, r in zip(both, rows, strict=True)
+            if f.get("shapes")
+        ]
+        lines.append(
+            f"| {TITLES[name]} | {n} | {sum(bool(r.get('traced')) for r in rows)} "
+            f"| {sum(bool(f.get('shapes')) for f in exact)} "
+            f"| **{proved} ({100 * proved / n:.0f} %)** "
+            f"| {sum(bool(f.get('shapes')) for f in both)} | {sum(map(statistical_ok, rows))} "
+            f"| {percent(mean([r['share'] for r in rows if 'share' in r]))} "
+            f"| {percent(halved / eligible if eligible else None)} | {percent(mean(left))} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def exceptions(rows: list[dict[str, Any]]) -> str:
+    """Every model that is not proven, with its cause."""
+    lines = ["## Exceptions\n", "| set | model | cause |", "|---|---|---|"]
+    for row in rows:
+        why = cause(row)
+        if why:
+            lines.append(f"| {row['set']} | {row['name']} | {cell(why)} |")
+    unknown = Counter(op for row in rows for op in row.get("unknown", {}))
+    if unknown:
+        lines.append("\nOperators without a rule, and in how many models they lock something: ")
+        lines.append(", ".join(f"`{op}` {n}" for op, n in unknown.most_common()) + ".")
+    return "\n".join(lines) + "\n"
+
+
+def cause(row: dict[str, Any]) -> str | None:
+    """Why a model is not proven in both passes, or None."""
+    if row.get("cause"):
+        return row["cause"] if not passed(row) else f"(exact proven) {row['cause']}"
+    exact, both = row.get("exact", {}), row.get("statistical", {})
+    if not passed(row):
+        if not exact.get("touched"):
+            if proven(both):
+                return "no exact class; proven with the statistical ones"
+            return "no exact class"
+        if not exact.get("shapes"):
+            return "output shapes differ"
+        if exact["error"] >= TOLERANCE:
+            return f"wrong: relative error {exact['error']:.2g}"
+        return f"pruning hardly shows: outputs differ by {exact['changed']:.1g}"
+    if not exact.get("verify_ok"):
+        return f"(exact proven) verify reports {exact['verify_error']:.2g}"
+    if not both.get("shapes"):
+        return "(exact proven) all classes: output shapes differ"
+    if not both.get("verify_ok"):
+        return f"(exact proven) all classes: verify reports {both['verify_error']:.2g}"
+    return None
+
+
+def table(name: str, rows: list[dict[str, Any]]) -> str:
+    """All models of a set."""
+    lines = [
+        f"## {TITLES[name]}\n",
+        "| model | parameters | traced | classes halved | left | proven | error | changed "
+        "| all classes: left | verify | neutral | trace | plan | apply |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        exact, both = row.get("exact", {}), row.get("statistical", {})
+        size = row.get("parameters", 0)
+
+        def left(facts: dict[str, Any], size: int = size) -> str:
+            return percent(facts["parameters"] / size) if facts.get("parameters") and size else ""
+
+        halved = f"{exact['halved']}/{exact['eligible']}" if "halved" in exact else ""
+        plan = [
+            f["plan_seconds"] + f["prepare_seconds"] for f in (exact,) if "prepare_seconds" in f
+        ]
+        lines.append(
+            f"| {row['name']} | {count(size)} | {percent(row.get('share'))} | {halved} "
+            f"| {left(exact)} | {'yes' if passed(row) else '**no**'} | {number(exact.get('error'))} "
+            f"| {number(exact.get('changed'))} | {left(both)} "
+            f"| {'yes' if both.get('verify_ok') else '**no**'} | {number(both.get('error'))} "
+            f"| {seconds(row.get('trace_seconds'))} | {seconds(plan[0] if plan else None)} "
+            f"| {seconds(exact.get('apply_seconds'))} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def mean(values: list[float]) -> float | None:
+    """Mean, or None of nothing."""
+    return sum(values) / len(values) if values else None
+
+
+def percent(value: float | None) -> str:
+    """As ``37 %``."""
+    return "" if value is None else f"{100 * value:.0f} %"
+
+
+def number(value: float | None) -> str:
+    """As ``1.2e-07``."""
+    return "" if value is None else f"{value:.1e}"
+
+
+def seconds(value: float | None) -> str:
+    """As ``0.31 s``."""
+    return "" if value is None else f"{value:.2f} s"
+
+
+def count(value: int) -> str:
+    """Parameters in thousands or millions."""
+    return f"{value / 1e6:.1f} M" if value >= 1e6 else f"{value / 1e3:.0f} k"
+
+
+def cell(text: str) -> str:
+    """Text that does not break a table."""
+    return text.replace("|", "\\|").replace("\n", " ")
