@@ -1,0 +1,343 @@
+"""Save a pruned model as a folder, and load it onto a freshly built original architecture.
+
+The folder holds ``plan.json`` (what was removed, and the digests of the other files),
+``model.safetensors`` (the pruned weights), ``buffers.safetensors`` where the model has buffers that
+are no part of its state (rotary frequencies, position tables), and ``README.md``. Nothing in it
+is code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from secateur.errors import PlanError, SecateurError, StoreError
+from secateur.graph.capture import named_tensors, skeleton
+from secateur.plan.edits import check_target
+from secateur.plan.encode import LARGEST_FILE, decode, encode, plain
+from secateur.plan.files import Writer, read_text, write_text, write_together
+from secateur.plan.folder import (
+    BUFFERS,
+    PLAN,
+    WEIGHTS,
+    Folder,
+    dtype_name,
+    read,
+    sha256_of,
+    tensors_of,
+)
+from secateur.plan.plan import Plan
+from secateur.plan.surgery import change_python_side, check_architecture
+
+CARD = "README.md"
+Table = dict[str, list[Any]]  # tensor -> [dtype, shape]
+
+
+def save(
+    directory: str | Path,
+    model: nn.Module,
+    plan: Plan,
+    *,
+    card: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a pruned model, so that ``load`` brings it back without pickle.
+
+    All files appear together or, should anything fail, none of them, and an older folder stays as
+    it was. Saving again replaces the files that an earlier save wrote, and no others.
+
+    Args:
+        directory: The folder; made if need be.
+        model: The pruned model, as ``plan.apply`` made it, possibly trained since.
+        plan: The plan.
+        card: Text of README.md; default: a short one.
+        extra: What else to keep in plan.json: metrics, the command, anything JSON can say.
+        overwrite: Replace files of the same names that something else wrote.
+
+    Returns:
+        The folder.
+
+    Raises:
+        StoreError: The model is not what the plan makes, a file of somebody else is in the way, or
+            a file cannot be written.
+
+    Example:
+        >>> save("out", plan.apply(model), plan)
+        PosixPath('out')
+    """
+    directory = Path(directory)
+    plan = plan.prepared()
+    weights, buffers = _contents(model, plan)
+    same = _equal(buffers)
+    tensors = {
+        WEIGHTS: weights,
+        BUFFERS: {n: t for n, t in buffers.items() if n not in same},
+    }
+    tensors = {name: group for name, group in tensors.items() if group or name == WEIGHTS}
+    about: dict[str, Any] = {}
+    files: dict[str, Writer] = {
+        name: partial(_write_tensors, tensors=group, about=about) for name, group in tensors.items()
+    }
+    files[CARD] = write_text(card if card is not None else _short_card(model, plan))
+
+    def write_plan(path: Path) -> None:
+        text = encode(
+            plan,
+            model=type(model).__name__,
+            added=[n for n in weights if n not in plan.shapes],
+            same=same,
+            files={name: {"name": name, **entry} for name, entry in about.items()},
+            written=list(files),
+            extra=plain(dict(extra or {})),
+        )
+        write_text(text)(path)
+
+    files[PLAN] = write_plan  # last: it says what the others must be
+    _check_free(directory, files, overwrite=overwrite)
+    write_together(directory, files)
+    return directory
+
+
+def load(
+    model: nn.Module | Callable[[], nn.Module],
+    directory: str | Path,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """The saved model, on a freshly built original architecture.
+
+    The model given is not changed. It may be on the meta device (``with torch.device("meta")``), so
+    that no dense weights are ever made.
+
+    Args:
+        model: The architecture that was pruned, or a function that builds it.
+        directory: What ``save`` wrote.
+        device: Of the result; default: that of the model given (CPU for a meta model).
+        dtype: Of its floating weights; default: as saved.
+
+    Raises:
+        StoreError: A file is missing, damaged, changed, or made for another architecture.
+
+    Example:
+        >>> model = load(build_model, "out")
+    """
+    folder = read(directory)
+    original = model if isinstance(model, nn.Module) else model()
+    if not isinstance(original, nn.Module):
+        raise StoreError(f"load needs a module or what builds one, not {type(original).__name__}")
+    where = str(folder.path / PLAN)
+    try:
+        check_architecture(folder.plan, original)
+    except PlanError as error:
+        raise StoreError(f"{where}: {error}") from error
+    for k, edit in enumerate(folder.plan.edits or ()):
+        check_target(original, edit, f"{where}: edit {k}")
+    result = skeleton(original)
+    old = named_tensors(result)
+    try:
+        change_python_side(folder.plan, result)
+    except (
+        SecateurError,
+        RuntimeError,
+        AttributeError,
+        TypeError,
+        ValueError,
+        LookupError,
+    ) as error:
+        raise StoreError(
+            f"{where} does not fit this {type(original).__name__} ({error}): load onto the "
+            "architecture that it was made for."
+        ) from error
+    stored = tensors_of(folder)
+    _check_added(folder, result)
+    _assign(result, folder, old, stored, device, dtype)
+    return result
+
+
+def _contents(model: nn.Module, plan: Plan) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors to store: the state, and the buffers that are no part of the state."""
+    state, passing = {}, {}
+    for name, t in named_tensors(model).items():
+        owner, leaf = _owner(model, name)
+        if leaf in owner._non_persistent_buffers_set:
+            if name in plan.shapes:  # others are what the forward keeps for itself
+                passing[name] = t
+        else:
+            state[name] = t
+        if name in plan.shapes and tuple(t.shape) != plan.shape(name):
+            raise StoreError(
+                f"{name} has shape {tuple(t.shape)}, the plan makes {plan.shape(name)}: save the "
+                "model that this plan made (plan.apply), with its own plan."
+            )
+        if name not in plan.shapes and name in state and leaf not in owner._parameters:
+            raise StoreError(f"the model has a buffer {name!r} that it had not when it was traced.")
+        if t.is_meta or t.layout != torch.strided or t.is_quantized:
+            raise StoreError(f"{name} is no plain tensor with values ({t.device}, {t.layout}).")
+    missing = [n for n in plan.shapes if n not in state and n not in passing]
+    if missing:
+        raise StoreError(
+            f"the model lacks {missing[0]!r}, which the plan has: save the model that this plan "
+            "made."
+        )
+    for name, module in model.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            raise StoreError(
+                f"{name or 'the model'} keeps extra state of its own, which could be anything and "
+                "needs pickle: it cannot be saved."
+            )
+    return state, passing
+
+
+def _equal(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Name -> an earlier name whose tensor is the same to the bit: position tables."""
+    first: dict[Any, str] = {}
+    same = {}
+    for name, t in tensors.items():
+        data = t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        key = (t.dtype, tuple(t.shape), hashlib.sha256(data).digest())
+        if first.setdefault(key, name) != name:
+            same[name] = first[key]
+    return same
+
+
+def _write_tensors(path: Path, *, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    storages: set[int] = set()
+    ready = {}
+    for name, t in tensors.items():
+        t = t.detach().cpu().contiguous()
+        if t.untyped_storage().data_ptr() in storages:
+            t = t.clone()  # another part of the same memory, which safetensors refuses
+        storages.add(t.untyped_storage().data_ptr())
+        ready[name] = t
+    try:
+        save_file(ready, path, metadata={"format": "pt"})
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise StoreError(
+            f"the weights could not be written: {error}. What was there before is untouched; free "
+            "some space, or choose another folder."
+        ) from error
+    name = WEIGHTS if WEIGHTS in path.name else BUFFERS
+    about[name] = {
+        "sha256": sha256_of(path),
+        "bytes": path.stat().st_size,
+        "tensors": {n: [dtype_name(t.dtype), list(t.shape)] for n, t in ready.items()},
+    }
+
+
+def _check_free(directory: Path, files: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Raise a StoreError if the folder has files of these names that no earlier save wrote."""
+    if directory.is_symlink() and not directory.exists():
+        raise StoreError(f"{directory} is a link to nothing: remove it or choose another folder.")
+    if directory.exists() and not directory.is_dir():
+        raise StoreError(f"{directory} is a file: choose a folder.")
+    there = [n for n in files if (directory / n).exists() or (directory / n).is_symlink()]
+    if not there or overwrite:
+        return
+    try:
+        _, data = decode(read_text(directory / PLAN, LARGEST_FILE), str(directory / PLAN))
+        written = data.get("written")
+        ours = {PLAN, *(written if isinstance(written, list) else ())}
+    except StoreError:
+        ours = set()
+    foreign = [n for n in there if n not in ours]
+    if foreign:
+        raise StoreError(
+            f"{directory / foreign[0]} was not written by an earlier save and would be lost: "
+            "choose another folder, or pass overwrite=True."
+        )
+
+
+def _check_added(folder: Folder, model: nn.Module) -> None:
+    """What recovery added must be a parameter that the architecture has an empty place for."""
+    for name in folder.added:
+        path, _, leaf = name.rpartition(".")
+        owner = dict(model.named_modules()).get(path)
+        if owner is None or leaf not in owner._parameters or owner._parameters[leaf] is not None:
+            raise StoreError(
+                f"{folder.path} adds a parameter {name!r}, for which this {type(model).__name__} "
+                "has no place: load onto the architecture that it was made for."
+            )
+
+
+def _assign(
+    model: nn.Module,
+    folder: Folder,
+    old: Mapping[str, Tensor],
+    stored: Mapping[str, Tensor],
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> None:
+    """Put the stored tensors in; whatever shared a tensor shares the new one."""
+    replaced: dict[int, Tensor] = {}
+    keep_dtype = {n for n in folder.plan.shapes if _passing(model, n)}
+    for name, before in old.items():
+        t = stored[folder.same.get(name, name)]
+        if name in folder.same:
+            t = t.clone()
+        place = device or ("cpu" if before.is_meta else before.device)
+        cast = dtype if dtype is not None and t.is_floating_point() else None
+        t = t.to(place, None if name in keep_dtype else cast)
+        if isinstance(before, nn.Parameter):
+            t = nn.Parameter(t, requires_grad=before.requires_grad and t.is_floating_point())
+            t.__dict__.update(before.__dict__)
+        replaced[id(before)] = t
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for leaf, value in list(table.items()):
+                if value is not None and id(value) in replaced:
+                    setattr(module, leaf, replaced[id(value)])
+        for leaf, value in list(vars(module).items()):
+            if isinstance(value, Tensor) and id(value) in replaced:
+                vars(module)[leaf] = replaced[id(value)]
+            elif isinstance(value, Tensor) and value.is_meta:
+                raise StoreError(
+                    f"{type(module).__name__}.{leaf} is a tensor that no file holds, and the model "
+                    "given is on the meta device: build it on the CPU."
+                )
+    for name in folder.added:
+        owner, leaf = _owner(model, name)
+        like = next((t for t in owner._parameters.values() if t is not None), None)
+        place = device or (like.device if like is not None else "cpu")
+        t = stored[name].to(place, dtype if stored[name].is_floating_point() else None)
+        owner._parameters[leaf] = None
+        setattr(owner, leaf, nn.Parameter(t, requires_grad=t.is_floating_point()))
+
+
+def _passing(model: nn.Module, name: str) -> bool:
+    owner, leaf = _owner(model, name)
+    return leaf in owner._non_persistent_buffers_set
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, leaf = name.rpartition(".")
+    return model.get_submodule(path), leaf
+
+
+def _short_card(model: nn.Module, plan: Plan) -> str:
+    """What is certain without a record of the run: sizes, and how to load it."""
+    before = sum(torch.Size(plan.shapes[n]).numel() for n, _ in model.named_parameters()
+                 if n in plan.shapes)  # fmt: skip
+    after = sum(p.numel() for p in model.parameters())
+    removed = sum(plan.removed.values())
+    lines = [
+        f"# {type(model).__name__}, pruned",
+        f"{removed} units of {len(plan.removed)} classes were removed: {before:,} parameters "
+        f"became {after:,}.",
+        "## Load it",
+        "Weights are safetensors and the plan is JSON; nothing in this folder can run code.",
+        "```python\nimport secateur as sec\n\n"
+        f'model = sec.load(build_model(), "path/to/this/folder")  # the original '
+        f"{type(model).__name__}\n```",
+        *(f"- {note}" for note in plan.notes),
+    ]
+    return "\n\n".join(lines) + "\n"
