@@ -83,7 +83,7 @@ def draw(graph: Graph, path: str | Path) -> None:
         picture = _PAGE.format(
             title=_text(f"{type(graph.model).__name__}: unit classes"),
             picture=picture,
-            table=_text(table(graph, 160)),
+            table=_text(table(graph, 150).partition("\n")[2]),
             script=_SCRIPT,
         )
     _write(path, picture)

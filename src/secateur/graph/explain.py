@@ -105,7 +105,8 @@ def _shape(graph: Graph, tensor: str) -> str:
 
 def _in_words(c: UnitClass) -> str:
     exact = "exact" if c.exact else f"statistical ({', '.join(reasons(c))})"
-    return f"{c.name}: {c.size:,} units of kind {c.kind}, removal {exact}"
+    over = f", others may be chosen for every unit of {c.over}" if c.over else ""
+    return f"{c.name}: {c.size:,} units of kind {c.kind}, removal {exact}{over}"
 
 
 def _explain_class(graph: Graph, c: UnitClass) -> list[str]:

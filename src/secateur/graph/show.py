@@ -75,7 +75,8 @@ def alike(graph: Graph, classes: Iterable[UnitClass]) -> list[list[UnitClass]]:
     for c in classes:
         members = frozenset((without_numbers(m.tensor), m.axis, m.produces) for m in c.members)
         reasons = frozenset(map(without_numbers, c.statistical))
-        key = (without_numbers(c.name), c.kind, c.size, members, reasons, c.locked and kind_of(c))
+        over = without_numbers(c.over or "")
+        key = (without_numbers(c.name), c.kind, c.size, over, members, reasons, kind_of(c))
         groups.setdefault(key, []).append(c)
     return list(groups.values())
 
@@ -110,20 +111,22 @@ def touched(graph: Graph, c: UnitClass) -> float:
 
 
 def _classes(graph: Graph) -> Table:
+    groups = alike(graph, graph.free.values())
+    names = [listing([c.name for c in group]) for group in groups]
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
-    result.add_column("class", overflow="fold", ratio=4)
+    result.add_column("class", overflow="fold", min_width=min(44, max(map(len, names))), ratio=4)
     result.add_column("kind", no_wrap=True)
     result.add_column("units", justify="right", no_wrap=True)
     result.add_column("made by → taken in by", overflow="fold", ratio=7)
     result.add_column("parameters", justify="right", no_wrap=True)
     result.add_column("removal is", overflow="fold", ratio=2)
-    for group in alike(graph, graph.free.values()):
+    for name, group in zip(names, groups, strict=True):
         first = group[0]
         makers = [m for c in group for m in owners(c, produces=True)]
         takers = [m for c in group for m in owners(c, produces=False) if m not in set(makers)]
         result.add_row(
-            Text(listing([c.name for c in group])),
-            first.kind,
+            Text(name),
+            first.kind + (f" per {graph.classes[first.over].kind}" if first.over else ""),
             f"{len(group)} × {first.size:,}" if len(group) > 1 else f"{first.size:,}",
             Text(" → ".join(filter(None, (listing(makers), listing(takers))))),
             f"{sum(touched(graph, c) for c in group):,.0f}",
