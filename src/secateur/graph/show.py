@@ -114,12 +114,12 @@ def _classes(graph: Graph) -> Table:
     groups = alike(graph, graph.free.values())
     names = [listing([c.name for c in group]) for group in groups]
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
-    result.add_column("class", overflow="fold", min_width=min(44, max(map(len, names))), ratio=4)
+    result.add_column("class", overflow="fold", min_width=min(44, max(map(len, names))))
     result.add_column("kind", no_wrap=True)
     result.add_column("units", justify="right", no_wrap=True)
-    result.add_column("made by → taken in by", overflow="fold", ratio=7)
+    result.add_column("made by → taken in by", overflow="fold", ratio=1)
     result.add_column("parameters", justify="right", no_wrap=True)
-    result.add_column("removal is", overflow="fold", ratio=2)
+    result.add_column("removal is", overflow="fold", min_width=16, max_width=26)
     for name, group in zip(names, groups, strict=True):
         first = group[0]
         makers = [m for c in group for m in owners(c, produces=True)]

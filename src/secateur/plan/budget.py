@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from itertools import islice
 from math import prod
 
 import torch
@@ -19,7 +21,7 @@ from secateur.scope.order import Order
 
 TOLERANCE = 0.02
 METRICS = ("params", "macs", "memory", "latency")
-_TRIES = 4000  # single bundles tried when the budget falls inside a large one
+_TRIES = 400  # other choices tried when the budget falls inside a large bundle
 _MEASUREMENTS = 9  # latencies measured while bisecting
 Term = tuple[tuple[Axis, ...], str]
 Removed = Mapping[str, int]
@@ -208,13 +210,11 @@ def meet(
 
     if filled(index < n) > 1 + TOLERANCE:
         raise BudgetError(_impossible(budget, fixed, index < n))
-    low, high = 0, n  # filled(index < high) <= 1 throughout, or nearly so at n
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if filled(index < middle) <= 1 else (middle + 1, high)
+    # At n it may be a little above 1, within the tolerance.
+    high = bisect_left(range(n), True, key=lambda k: filled(index < k) <= 1)
     chosen = index < high
     if budget.forms and high > 0:
-        chosen = _close(chosen, high, n, filled, budget, fixed)
+        chosen = _close(chosen, high, filled, budget)
     if "latency" in keep:
         if apply is None or latency is None:
             raise ConfigError("a latency budget needs a way to measure: pass latency=")
@@ -222,41 +222,52 @@ def meet(
     return chosen
 
 
-def _close(
-    chosen: Tensor,
-    high: int,
-    n: int,
-    filled: Callable[[Tensor], float],
-    budget: Budget,
-    fixed: Mapping[str, Tensor],
-) -> Tensor:
+def _close(chosen: Tensor, high: int, filled: Callable[[Tensor], float], budget: Budget) -> Tensor:
     """Within tolerance of the budget: with the last bundle, without it, or with others instead."""
-    under, index = filled(chosen), torch.arange(n)
+    under, index = filled(chosen), torch.arange(len(chosen))
     if under >= 1 - TOLERANCE:
         return chosen
     without = index < high - 1
     over = filled(without)
     if over <= 1 + TOLERANCE:
         return without
-    nearest, current = min((over, under), key=lambda f: abs(f - 1)), without.clone()
-    skipped = {int(budget.order.which[high - 1])}
-    for k in range(high, min(n, high + _TRIES)):
-        which = int(budget.order.which[k])
-        if which in skipped:
-            continue
-        current[k] = True
-        now = filled(current)
-        if now < 1 - TOLERANCE:  # too large as well: none of this class any more
-            current[k] = False
-            skipped.add(which)
-        elif now <= 1 + TOLERANCE:
-            return current
+    nearest = min((over, under), key=lambda f: abs(f - 1))
+    for candidate in islice(_compensated(chosen, filled, budget.order), _TRIES):
+        now = filled(candidate)
+        if abs(now - 1) <= TOLERANCE:
+            return candidate
         nearest = min((nearest, now), key=lambda f: abs(f - 1))
     target = min(budget.keep[m] for m in budget.forms)
     raise BudgetError(
         f"keep={dict(budget.keep)} cannot be met within 2 %: units are whole, and the nearest that "
         f"can be had is keep={target * nearest:.4g}. Ask for that, or lower round_to"
     )
+
+
+def _compensated(
+    start: Tensor, filled: Callable[[Tensor], float], order: Order
+) -> Iterator[Tensor]:
+    """One class a little wider or narrower than its turn, the others made to fit: nearest first."""
+    index, n = torch.arange(len(start)), len(start)
+    members = [(order.which == c).nonzero().flatten() for c in range(len(order.classes))]
+    gone = [int(start[m].sum()) for m in members]
+    for distance in range(max((len(m) for m in members), default=0) + 1):
+        for c, own in enumerate(members):
+            for count in {gone[c] - distance, gone[c] + distance}:
+                if not 0 <= count <= len(own):
+                    continue
+                base = torch.zeros_like(start).index_fill(0, own[:count], True)
+                free = order.which != c
+                fits = partial(_fits, filled, base, free, index)
+                k = bisect_left(range(n + 1), True, key=fits)
+                yield base | (free & (index < k))
+                yield base | (free & (index < k - 1))
+
+
+def _fits(
+    filled: Callable[[Tensor], float], base: Tensor, free: Tensor, index: Tensor, k: int
+) -> bool:
+    return filled(base | (free & (index < k))) <= 1
 
 
 def _latency(

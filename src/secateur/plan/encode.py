@@ -298,11 +298,11 @@ def _axis(data: Any, sizes: Mapping[str, int], where: str, depth: int) -> tuple[
         inside = all(_is_int(i) and 0 <= i < n for i in rest[1])
         _check(where, inside, "a reordering names positions that are not there")
         return ("take", base, tuple(rest[1])), len(rest[1])
-    _check(where, head in ("prod", "sum"), f"{_short(head)!r} is no kind of axis")
     if head == "over":
         known = len(rest) == 2 and all(isinstance(n, str) and n in sizes for n in rest)
         _check(where, known, "an axis is of classes that are not known")
         return ("over", *rest), sizes[rest[0]]
+    _check(where, head in ("prod", "sum"), f"{_short(head)!r} is no kind of axis")
     parts = [_axis(p, sizes, where, depth + 1) for p in rest]
     lengths = [n for _, n in parts]
     size = math.prod(lengths) if head == "prod" else sum(lengths)

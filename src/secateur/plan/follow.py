@@ -9,7 +9,6 @@ what had to be replaced is noted as an edit. One pass finds everything.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -176,10 +175,6 @@ def follow(graph: Graph, plan: Plan, model: nn.Module) -> Outcome:
         return torch.empty(plan.shape(name), dtype=tensor.dtype, device="meta")
 
     outcome = Outcome()
-    # Arguments that do not fit are what we look for: torch need not report them as errors.
-    fake_log = logging.getLogger("torch._subclasses.fake_tensor")
-    before = fake_log.disabled
-    fake_log.disabled = True
     try:
         with module_hooks(model, scopes.enter, leave):
             run(
@@ -195,7 +190,5 @@ def follow(graph: Graph, plan: Plan, model: nn.Module) -> Outcome:
     except Exception as error:  # noqa: BLE001 - any check of the user's forward may fail here
         outcome.module = running[0] if running else ""
         outcome.error = f"{type(error).__name__}: {error}"
-    finally:
-        fake_log.disabled = before
     outcome.edits, outcome.reached = mode.edits, mode.position
     return outcome

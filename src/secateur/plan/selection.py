@@ -49,7 +49,7 @@ def gather(tensor: Tensor, chosen: Selection) -> Tensor:
         rows = mask.any(1)
         front = tensor.movedim(dims, (0, 1))
         kept = front[mask].reshape(int(rows.sum()), -1, *front.shape[2:])
-        tensor = kept.movedim((0, 1), dims)
+        tensor = kept.movedim((0, 1), dims).contiguous()  # some kernels trust the last stride
     return tensor
 
 

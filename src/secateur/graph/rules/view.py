@@ -37,9 +37,15 @@ def transpose(op: Op) -> Axes:
     return axes
 
 
-@rule(aten.t, aten.numpy_T, aten.mT)
+@rule(aten.t, aten.numpy_T)
 def t(op: Op) -> Axes:
     return op.axes(op.arg("self"))[::-1]
+
+
+@rule(aten.mT)
+def matrix_transpose(op: Op) -> Axes:
+    *lead, rows, columns = op.axes(op.arg("self"))
+    return [*lead, columns, rows]
 
 
 @rule(aten.movedim)
