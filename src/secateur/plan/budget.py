@@ -182,8 +182,8 @@ def meet(
     """Which bundles go so that every budget is met, the tightest within 2 %.
 
     Costs only fall as more bundles go, so the first bundles that suffice are found by bisection. If
-    the last of them is so large that the budget falls inside it, smaller ones after it are taken
-    instead.
+    the last of them is so large that the budget falls inside it, one class is made a little wider or
+    narrower than its turn, and the others to fit.
 
     Args:
         graph: The graph.
@@ -213,6 +213,13 @@ def meet(
     # At n it may be a little above 1, within the tolerance.
     high = bisect_left(range(n), True, key=lambda k: filled(index < k) <= 1)
     chosen = index < high
+    if high == 0 and budget.forms and filled(chosen) < 1 - TOLERANCE:
+        least = budget.fractions(chosen, fixed)
+        raise BudgetError(
+            f"keep={dict(keep)} cannot be met: overrides= alone leave only "
+            f"{', '.join(f'{f:.3f} of the {m}' for m, f in least.items())}. Lower them, or ask for "
+            "less"
+        )
     if budget.forms and high > 0:
         chosen = _close(chosen, high, filled, budget)
     if "latency" in keep:
