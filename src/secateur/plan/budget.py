@@ -182,8 +182,8 @@ def meet(
     """Which bundles go so that every budget is met, the tightest within 2 %.
 
     Costs only fall as more bundles go, so the first bundles that suffice are found by bisection. If
-    the last of them is so large that the budget falls inside it, one class is made a little wider or
-    narrower than its turn, and the others to fit.
+    the last of them is so large that the budget falls inside it, one class is made a little wider
+    or narrower than its turn, and the others to fit.
 
     Args:
         graph: The graph.
