@@ -1,1 +1,47 @@
-"""secateur: prune any PyTorch model, prove the result, heal it, and show what was gained."""
+"""secateur: prune any PyTorch model, prove the result, heal it, and show what was gained.
+
+Example:
+    >>> import secateur as sec
+    >>> result = sec.prune(model, example_inputs, keep={"macs": 0.5}, data=loader)
+    >>> result.save("out")
+    >>> model = sec.load(build_model(), "out")
+"""
+
+from secateur import criteria, errors, recovery, report, schedule, scope, zoo
+from secateur.errors import SecateurError
+from secateur.graph import Graph, UnitClass, rule, trace
+from secateur.measure import Measurement, measure
+from secateur.plan import Plan
+from secateur.plan.select import plan
+from secateur.plan.store import load, save
+from secateur.plan.verify import Verification
+from secateur.plan.verify import masked_model as masked
+from secateur.prune import prune
+from secateur.result import Result
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Graph",
+    "Measurement",
+    "Plan",
+    "Result",
+    "SecateurError",
+    "UnitClass",
+    "Verification",
+    "criteria",
+    "errors",
+    "load",
+    "masked",
+    "measure",
+    "plan",
+    "prune",
+    "recovery",
+    "report",
+    "rule",
+    "save",
+    "schedule",
+    "scope",
+    "trace",
+    "zoo",
+]

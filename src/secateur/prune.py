@@ -1,0 +1,309 @@
+"""``prune``: trace, plan, remove, prove, heal and measure, in one call."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from itertools import islice
+from typing import Any
+
+from torch import nn
+
+from secateur import criteria
+from secateur import recovery as recoveries
+from secateur import schedule as schedules
+from secateur.criteria import Criterion
+from secateur.engine.statistics import Statistics, Stats, collect
+from secateur.errors import ConfigError, DataError, SurgeryError
+from secateur.granularity.units import score
+from secateur.graph import Graph, trace
+from secateur.measure import Measurement
+from secateur.measure import measure as measure_cost
+from secateur.measure.calling import evaluating
+from secateur.names import unknown
+from secateur.plan.compose import rest, scattered, then
+from secateur.plan.plan import Plan
+from secateur.plan.select import plan as make_plan
+from secateur.plan.verify import Verification
+from secateur.recovery import Recovery
+from secateur.recovery.order import generators_kept
+from secateur.report import Metric
+from secateur.result import Result, Seen, make_record, weights_of
+
+log = logging.getLogger(__name__)
+Evaluate = Callable[[nn.Module], float]
+_STEPS = 5  # of a schedule that is not one-shot
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    amount: float | None = None,
+    keep: Mapping[str, float] | None = None,
+    criterion: Any = "l2",
+    scope: Any = "uniform",
+    data: Iterable[Any] | None = None,
+    recovery: Any = None,
+    schedule: Any = "one-shot",
+    steps: int | None = None,
+    evaluate: Evaluate | None = None,
+    metric: Metric | None = None,
+    verify: bool = True,
+    measure: bool | Mapping[str, Any] = True,
+    seed: int = 0,
+    inplace: bool = False,
+    progress: bool = True,
+    **selection: Any,
+) -> Result:
+    r"""Make a model smaller: trace it, decide what goes, remove it, prove it, heal it, measure it.
+
+    With several ``steps`` the amount grows along ``schedule``; after each the model is healed, and
+    the next is decided on the healed model. Amounts and budgets are always of the original model,
+    and the steps add up to one plan of it.
+
+    Args:
+        model: Any module; it stays as it is unless ``inplace``.
+        example_inputs: A tensor, a tuple of positional inputs, or a dict of keyword inputs; MACs
+            and latency are those of one forward on them.
+        amount: Fraction of the units to remove, in [0, 1).
+        keep: Budget instead: fraction to keep of ``params``, ``macs``, ``memory`` or ``latency``.
+        criterion: Which units: name, (name, options), or a function of (weight, stats).
+        scope: How much where: ``uniform``, ``global``, ``isomorphic``, or a function.
+        data: Batches, (inputs..., target) or dicts, for criteria and recoveries that need them.
+        recovery: Name, (name, options), a ``Recovery``, or a list of these, done in turn.
+        schedule: ``one-shot``, ``linear``, ``exponential``, ``cubic``, or a function.
+        steps: How often to prune and heal; default: 1 for ``one-shot``, 5 for others.
+        evaluate: Model -> number, called in evaluation mode without gradients.
+        metric: What that number is; default: accuracy as a fraction, higher is better.
+        verify: Compare every pruned model with the masked one, before it is healed.
+        measure: Measure the result beside the dense model; a mapping holds options of
+            ``secateur.measure``.
+        seed: For criteria and statistics that draw at random; of a recovery's it is an option.
+        inplace: Change ``model`` itself, at the very end; its parameters keep their identity.
+        progress: Show the bars of recovery, on standard error.
+        **selection: Any other argument of ``plan``: ignore, round_to, statistical, overrides, ...
+
+    Returns:
+        The pruned model, its plan, the proof, the measurement and the record of the report.
+
+    Raises:
+        ConfigError: An unknown name, or a value out of range.
+        TraceError: The model does not run on the example inputs.
+        DataError: Data are missing or empty, or weights are not finite.
+        BudgetError: The budget cannot be met; the message names the nearest that can.
+        SurgeryError: The pruned model is not the masked one; nothing was changed.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+        >>> prune(net, torch.randn(4, 8), amount=0.5).model[0].out_features
+        16
+    """
+    selection = {"criterion": criterion, "scope": scope, "data": data, "seed": seed} | selection
+    _check_names(selection)
+    criteria.find(criterion)
+    targets = _targets(amount, keep, selection.get("overrides"), schedule, steps)
+    healers = [_shown(healer, progress) for healer in _healers(recovery)]
+    _check_data(data, passes=len(targets) * (len(healers) + 1))
+    graph = trace(model, example_inputs)
+    made, plan, history = model, None, []
+    seen = Seen(dense=_score(evaluate, model), dense_weights=weights_of(model))
+    proof = None
+    for number, target in enumerate(targets, 1):
+        last = number == len(targets)
+        before = made
+        if plan is None:
+            step = plan = make_plan(graph, **{**selection, **target})
+        else:
+            here = trace(made, example_inputs)
+            step = rest(plan, _replanned(graph, here, plan, selection, target), here).prepared()
+            plan = then(plan, step)
+        made = step.apply(before)
+        proof = _proven(step, before, made) if verify else None
+        if last:
+            seen = replace(
+                seen,
+                pruned=_score(evaluate, made) if healers else None,
+                pruned_weights=weights_of(made, like=seen.dense_weights),
+            )
+        healing = [healer.heal(made, plan, data, model) for healer in healers]
+        if last or evaluate:
+            seen = replace(seen, healed=_score(evaluate, made))
+        entry = {"step": number, **target, "removed": plan.removed, "score": seen.healed}
+        history.append({**entry, "recovery": healing, "proof": proof and proof.to_dict()})
+        log.info("step %d of %d: %s", number, len(targets), entry)
+    assert plan is not None
+    if verify and len(targets) > 1:
+        proof = _proven(plan, model, plan.apply(model))
+    cost = _measured(made, example_inputs, model, measure)
+    if healers:
+        seen = replace(seen, healed_weights=weights_of(made, like=seen.dense_weights))
+    asked = {"recovery": _named(recovery), "schedule": _named(schedule), "steps": len(targets)}
+    record = make_record(graph, plan, made, seen, cost, proof, metric, history, asked, seed)
+    if inplace:
+        made = _into(model, plan, made)
+    return Result(made, plan, record, proof, cost, tuple(history))
+
+
+def _check_names(selection: Mapping[str, Any]) -> None:
+    known = set(inspect.signature(make_plan).parameters) - {"graph", "amount", "keep"}
+    for name in selection:
+        if name not in known:
+            everything = known | set(inspect.signature(prune).parameters) - {"selection"}
+            raise ConfigError(unknown("argument of prune called", name, everything))
+
+
+def _targets(
+    amount: float | None,
+    keep: Mapping[str, float] | None,
+    overrides: Mapping[str, float] | None,
+    schedule: Any,
+    steps: int | None,
+) -> list[dict[str, Any]]:
+    """What to ask ``plan`` for, step by step; the last is what the user asked for, untouched."""
+    single = schedules.find(schedule, 0.0).name == "one-shot"
+    steps = steps if steps is not None else 1 if single else _STEPS
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise ConfigError(f"steps={steps!r} must be a whole number of at least 1")
+    if single and steps > 1:
+        raise ConfigError(
+            f'steps={steps} with schedule="one-shot": give a schedule that has steps, as "linear"'
+        )
+    final: dict[str, Any] = {"amount": amount, "keep": keep, "overrides": overrides}
+    if steps == 1:
+        return [final]
+
+    def at(k: int, removed: Any) -> float:
+        if not isinstance(removed, int | float) or not 0 <= removed < 1:
+            raise ConfigError(f"{removed!r} is no fraction to remove, in [0, 1)")
+        return schedules.find(schedule, float(removed)).amounts(steps)[k]
+
+    return [
+        {
+            "amount": amount if amount is None else at(k, amount),
+            "keep": keep and {name: 1 - at(k, 1 - value) for name, value in keep.items()},
+            "overrides": overrides and {name: at(k, v) for name, v in overrides.items()},
+        }
+        for k in range(steps - 1)
+    ] + [final]
+
+
+def _healers(recovery: Any) -> list[Recovery]:
+    if isinstance(recovery, tuple) and len(recovery) == 2 and isinstance(recovery[1], Mapping):
+        return [recoveries.recovery(recovery[0], **recovery[1])]
+    if isinstance(recovery, Sequence) and not isinstance(recovery, str):
+        return [healer for part in recovery for healer in _healers(part)]
+    if recovery is None or recovery == "none":
+        return []
+    healer = recoveries.recovery(recovery)
+    if not isinstance(healer, Recovery):
+        raise ConfigError(
+            f"recovery={recovery!r}: give a name ({', '.join(recoveries.names())}), a name with "
+            'options (("fine-tune", {"epochs": 3})), an object with a heal method, or a list'
+        )
+    return [healer]
+
+
+def _shown(healer: Any, progress: bool) -> Any:
+    """The recovery without its progress bar, if none are wanted."""
+    if progress or not is_dataclass(healer) or isinstance(healer, type):
+        return healer
+    changes = {
+        f.name: False if f.name == "progress" else _shown(getattr(healer, f.name), progress)
+        for f in fields(healer)
+        if f.name == "progress" or isinstance(getattr(healer, f.name), Recovery)
+    }
+    return replace(healer, **changes)
+
+
+def _check_data(data: Iterable[Any] | None, passes: int) -> None:
+    """Refuse an empty loader, and one that can be read only once where that is not enough."""
+    if data is None or not isinstance(data, Iterable):
+        return  # whoever needs data says so
+    if iter(data) is data:
+        if passes > 1:
+            raise DataError(
+                "data is an iterator, which can be read only once, but criteria and recoveries "
+                "read it several times: pass a DataLoader or a list of batches"
+            )
+        return
+    with generators_kept(data):
+        if not any(True for _ in islice(data, 1)):
+            raise DataError(
+                "data has no batch: pass a non-empty loader (drop_last=True drops a set that is "
+                "smaller than a batch)"
+            )
+
+
+def _replanned(
+    graph: Graph, here: Graph, done: Plan, selection: dict[str, Any], target: dict[str, Any]
+) -> Plan:
+    """A larger plan of the original model, which takes what is gone and the least of the rest."""
+    chosen = criteria.find(selection["criterion"])
+    statistics = None
+    classes = list(here.free.values())
+    if chosen.needs:
+        loss, seed = selection.get("loss"), selection["seed"]
+        statistics = collect(
+            here, chosen.needs, selection["data"], loss=loss, classes=classes, seed=seed
+        )
+    how = {name: selection.get(name) for name in ("reduction", "normalizer")}
+    scores = scattered(score(here, classes, chosen, statistics, **how), done, graph=here)
+    known = Statistics(classes={n: Stats(n, size=len(s), score=s) for n, s in scores.items()})
+    found = Criterion(
+        chosen.name, lambda stats: stats.score, level="class", needs=frozenset({"score"})
+    )
+    given = {**selection, "criterion": found, "statistics": known, "data": None, **how}
+    wanted = make_plan(graph, **{**given, **dict.fromkeys(how), **target}, check=False)
+    asked = {"amount": target["amount"], "budget": target["keep"], "overrides": target["overrides"]}
+    return replace(wanted, made_by={**done.made_by, **asked})
+
+
+def _proven(plan: Plan, before: nn.Module, after: nn.Module) -> Verification:
+    proof = plan.verify(before, after)
+    if not proof.proven:
+        warnings.warn(f"the pruned model was not proven: {proof.note}", stacklevel=3)
+    elif not proof.ok:
+        raise SurgeryError(
+            f"{proof}. This is a bug in secateur: nothing was changed. Please report it with the "
+            "model; until then, ignore= the classes around that module, or verify=False"
+        )
+    return proof
+
+
+def _score(evaluate: Evaluate | None, model: nn.Module) -> float | None:
+    if evaluate is None:
+        return None
+    with evaluating(model):
+        return float(evaluate(model))
+
+
+def _measured(
+    model: nn.Module, example_inputs: Any, dense: nn.Module, how: bool | Mapping[str, Any]
+) -> Measurement | None:
+    if how is False:
+        return None
+    options = {} if how is True else dict(how)
+    return measure_cost(model, example_inputs, against=dense, **options)
+
+
+def _into(model: nn.Module, plan: Plan, made: nn.Module) -> nn.Module:
+    """Make the caller's own model the pruned one."""
+    plan.apply(model, inplace=True)
+    model.load_state_dict(copy.copy(made.state_dict()))
+    return model
+
+
+def _named(value: Any) -> str | None:
+    """How the user would write it, for the record."""
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Mapping):
+        return f"{value[0]}({', '.join(f'{k}={v}' for k, v in value[1].items())})"
+    if isinstance(value, list | tuple):
+        return ", ".join(str(_named(part)) for part in value)
+    if value is None or isinstance(value, str):
+        return value
+    return getattr(value, "__name__", None) or repr(value)
