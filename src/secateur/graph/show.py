@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -69,7 +70,7 @@ def notes(graph: Graph) -> list[str]:
     return result
 
 
-def alike(graph: Graph, classes: Iterable[UnitClass]) -> list[list[UnitClass]]:
+def alike(classes: Iterable[UnitClass]) -> list[list[UnitClass]]:
     """Classes in groups that differ only in the numbers of their names."""
     groups: dict[object, list[UnitClass]] = {}
     for c in classes:
@@ -111,24 +112,21 @@ def touched(graph: Graph, c: UnitClass) -> float:
 
 
 def _classes(graph: Graph) -> Table:
-    groups = alike(graph, graph.free.values())
-    names = [listing([c.name for c in group]) for group in groups]
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
-    result.add_column("class", overflow="fold", min_width=min(44, max(map(len, names))))
+    result.add_column("class, and what makes it → takes it in", overflow="fold", ratio=1)
     result.add_column("kind", no_wrap=True)
     result.add_column("units", justify="right", no_wrap=True)
-    result.add_column("made by → taken in by", overflow="fold", ratio=1)
     result.add_column("parameters", justify="right", no_wrap=True)
-    result.add_column("removal is", overflow="fold", min_width=16, max_width=26)
-    for name, group in zip(names, groups, strict=True):
+    result.add_column("removal is", max_width=24)
+    for group in alike(graph.free.values()):
         first = group[0]
         makers = [m for c in group for m in owners(c, produces=True)]
         takers = [m for c in group for m in owners(c, produces=False) if m not in set(makers)]
+        ends = " → ".join(filter(None, (listing(makers), listing(takers))))
         result.add_row(
-            Text(name),
+            Group(Text(listing([c.name for c in group])), Padding(Text(ends), (0, 0, 0, 3))),
             first.kind + (f" per {graph.classes[first.over].kind}" if first.over else ""),
             f"{len(group)} × {first.size:,}" if len(group) > 1 else f"{first.size:,}",
-            Text(" → ".join(filter(None, (listing(makers), listing(takers))))),
             f"{sum(touched(graph, c) for c in group):,.0f}",
             "exact" if first.exact else f"statistical: {', '.join(reasons(first))}",
         )
