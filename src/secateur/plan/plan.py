@@ -17,6 +17,7 @@ from secateur.plan.selection import Selection, selection
 
 if TYPE_CHECKING:
     from secateur.graph import Graph
+    from secateur.plan.undo import Difference
     from secateur.plan.verify import Verification
 
 
@@ -168,7 +169,8 @@ class Plan:
         """Remove the planned units: a new, smaller model; the original stays as it was.
 
         Args:
-            model: The model, or another checkpoint of the same architecture; default: the traced one.
+            model: The model, or another checkpoint of the same architecture; default: the traced
+                one.
             inplace: Change the model itself, to save memory; parameters keep their identity.
 
         Raises:
@@ -210,6 +212,82 @@ class Plan:
         from secateur.plan.encode import read_plan
 
         return read_plan(Path(path))
+
+    def diff(self, other: Plan) -> Difference:
+        """Which units only this plan removes, and which only the other; ``print`` shows both.
+
+        Raises:
+            PlanError: The plans were made for different architectures.
+        """
+        from secateur.plan.undo import difference
+
+        return difference(self, other)
+
+    def removed_slices(self, model: nn.Module) -> dict[str, Tensor]:
+        """The values that applying the plan to ``model`` removes; they make ``restore`` possible.
+
+        Returns:
+            Name of each tensor that changes -> its removed values in row-major order, ``(n,)``.
+            ``safetensors.torch.save_file`` stores them as they are.
+        """
+        from secateur.plan.undo import removed_slices
+
+        return removed_slices(self, model)
+
+    def restore(
+        self, pruned: nn.Module, slices: Mapping[str, Tensor], onto: nn.Module
+    ) -> nn.Module:
+        """Undo the plan: the pruned model's values, and what was removed, in the original shapes.
+
+        Args:
+            pruned: What the plan made, possibly trained since.
+            slices: From ``removed_slices``.
+            onto: The original architecture, with any values or on the meta device; not changed.
+
+        Returns:
+            A new model of the original architecture.
+
+        Raises:
+            PlanError: One of these is not of this plan.
+
+        Example:
+            >>> slices = plan.removed_slices(model)
+            >>> again = plan.restore(plan.apply(model), slices, onto=model)  # equals model
+        """
+        from secateur.plan.undo import restore
+
+        return restore(self, pruned, slices, onto)
+
+    def then(self, other: Plan) -> Plan:
+        """One plan of this plan's model that does this and then ``other``, a plan of the result.
+
+        Raises:
+            PlanError: ``other`` is not of the model that this plan makes, or has no place in it.
+
+        Example:
+            >>> small = first.apply(model)
+            >>> second = sec.plan(sec.trace(small, x), amount=0.5)
+            >>> both = first.then(second)  # both.apply(model) equals second.apply(small)
+        """
+        from secateur.plan.compose import then
+
+        return then(self, other)
+
+    def apply_optimizer(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Narrow an optimizer's state (momenta, averages) along with the parameters it trains.
+
+        Args:
+            model: What ``apply(inplace=True)`` pruned, so that the optimizer still holds its
+                parameters.
+            optimizer: The one that trained the dense model; changed in place.
+
+        Example:
+            >>> plan.apply(model, inplace=True)
+            >>> plan.apply_optimizer(model, optimizer)
+        """
+        from secateur.plan.surgery import apply_to_optimizer
+
+        apply_to_optimizer(self, model, optimizer)
 
     def with_keep(self, keep: Mapping[str, Tensor], *notes: str) -> Plan:
         """The same plan with other units kept."""

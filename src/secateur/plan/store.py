@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from secateur.errors import PlanError, SecateurError, StoreError
 from secateur.graph.capture import named_tensors, skeleton
+from secateur.plan.assign import assign, is_passing, owner_of
 from secateur.plan.edits import check_target
 from secateur.plan.encode import LARGEST_FILE, decode, encode, plain
 from secateur.plan.files import Writer, read_text, write_text, write_together
@@ -143,7 +144,6 @@ def load(
     for k, edit in enumerate(folder.plan.edits or ()):
         check_target(original, edit, f"{where}: edit {k}")
     result = skeleton(original)
-    old = named_tensors(result)
     try:
         change_python_side(folder.plan, result)
     except (
@@ -158,9 +158,18 @@ def load(
             f"{where} does not fit this {type(original).__name__} ({error}): load onto the "
             "architecture that it was made for."
         ) from error
-    stored = tensors_of(folder)
     _check_added(folder, result)
-    _assign(result, folder, old, stored, device, dtype)
+    stored = tensors_of(folder)
+    new = {}
+    for name, before in named_tensors(result).items():
+        t = stored[folder.same.get(name, name)]
+        t = t.clone() if name in folder.same else t
+        cast = t.is_floating_point() and not is_passing(result, name)
+        place = device or ("cpu" if before.is_meta else before.device)
+        new[name] = t.to(place, dtype if cast else None)
+    assign(result, new)
+    for name in folder.added:
+        _add(result, name, stored[name], device, dtype)
     return result
 
 
@@ -168,8 +177,8 @@ def _contents(model: nn.Module, plan: Plan) -> tuple[dict[str, Tensor], dict[str
     """The tensors to store: the state, and the buffers that are no part of the state."""
     state, passing = {}, {}
     for name, t in named_tensors(model).items():
-        owner, leaf = _owner(model, name)
-        if leaf in owner._non_persistent_buffers_set:
+        owner, leaf = owner_of(model, name)
+        if is_passing(model, name):
             if name in plan.shapes:  # others are what the forward keeps for itself
                 passing[name] = t
         else:
@@ -269,58 +278,18 @@ def _check_added(folder: Folder, model: nn.Module) -> None:
             )
 
 
-def _assign(
+def _add(
     model: nn.Module,
-    folder: Folder,
-    old: Mapping[str, Tensor],
-    stored: Mapping[str, Tensor],
+    name: str,
+    tensor: Tensor,
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> None:
-    """Put the stored tensors in; whatever shared a tensor shares the new one."""
-    replaced: dict[int, Tensor] = {}
-    keep_dtype = {n for n in folder.plan.shapes if _passing(model, n)}
-    for name, before in old.items():
-        t = stored[folder.same.get(name, name)]
-        if name in folder.same:
-            t = t.clone()
-        place = device or ("cpu" if before.is_meta else before.device)
-        cast = dtype if dtype is not None and t.is_floating_point() else None
-        t = t.to(place, None if name in keep_dtype else cast)
-        if isinstance(before, nn.Parameter):
-            t = nn.Parameter(t, requires_grad=before.requires_grad and t.is_floating_point())
-            t.__dict__.update(before.__dict__)
-        replaced[id(before)] = t
-    for module in model.modules():
-        for table in (module._parameters, module._buffers):
-            for leaf, value in list(table.items()):
-                if value is not None and id(value) in replaced:
-                    setattr(module, leaf, replaced[id(value)])
-        for leaf, value in list(vars(module).items()):
-            if isinstance(value, Tensor) and id(value) in replaced:
-                vars(module)[leaf] = replaced[id(value)]
-            elif isinstance(value, Tensor) and value.is_meta:
-                raise StoreError(
-                    f"{type(module).__name__}.{leaf} is a tensor that no file holds, and the model "
-                    "given is on the meta device: build it on the CPU."
-                )
-    for name in folder.added:
-        owner, leaf = _owner(model, name)
-        like = next((t for t in owner._parameters.values() if t is not None), None)
-        place = device or (like.device if like is not None else "cpu")
-        t = stored[name].to(place, dtype if stored[name].is_floating_point() else None)
-        owner._parameters[leaf] = None
-        setattr(owner, leaf, nn.Parameter(t, requires_grad=t.is_floating_point()))
-
-
-def _passing(model: nn.Module, name: str) -> bool:
-    owner, leaf = _owner(model, name)
-    return leaf in owner._non_persistent_buffers_set
-
-
-def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    path, _, leaf = name.rpartition(".")
-    return model.get_submodule(path), leaf
+    owner, leaf = owner_of(model, name)
+    like = next((t for t in owner._parameters.values() if t is not None), None)
+    place = device or (like.device if like is not None else "cpu")
+    tensor = tensor.to(place, dtype if tensor.is_floating_point() else None)
+    setattr(owner, leaf, nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
 
 
 def _short_card(model: nn.Module, plan: Plan) -> str:
