@@ -10,7 +10,7 @@ from secateur import criteria
 from secateur.engine.statistics import collect
 from secateur.errors import ConfigError, DataError
 from secateur.granularity import units
-from secateur.granularity.units import REDUCTIONS, score, unit_rows, unit_sum
+from secateur.granularity.units import REDUCTIONS, joined, score, unit_rows, unit_sum
 from secateur.graph import trace
 
 
@@ -174,6 +174,38 @@ def test_heads_are_filters_of_all_their_rows(queries, queries_graph):
     c = next(c for c in queries_graph.free.values() if members(c, "v.weight") and c.size == 2)
     rows = unit_rows(queries.v.weight, members(c, "v.weight")[0], 2)
     assert_close(rows, queries.v.weight.detach().reshape(2, 21))
+
+
+class Rotary(nn.Module):
+    """Query and key dimensions i and i + 3 are turned together, so they go together."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(5, 6, bias=False) for _ in range(3))
+        self.o = nn.Linear(6, 5)
+        self.register_buffer("speed", torch.tensor([1.0, 0.5, 0.25]))
+
+    def forward(self, x):
+        angle = torch.arange(x.shape[1])[:, None] * self.speed
+        cos, sin = (torch.cat([f(angle)] * 2, -1) for f in (torch.cos, torch.sin))
+
+        def turn(t):
+            return t * cos + torch.cat([-t[..., 3:], t[..., :3]], -1) * sin
+
+        y = F.scaled_dot_product_attention(turn(self.q(x)), turn(self.k(x)), self.v(x))
+        return self.o(y)
+
+
+def test_an_axis_in_which_a_unit_occurs_twice_counts_once():
+    net = Rotary().eval()
+    graph = trace(net, torch.randn(2, 4, 5))
+    c = next(c for c in graph.free.values() if c.size == 3)
+    q, k = (w.weight.detach().square().sum(1).view(2, 3).sum(0) for w in (net.q, net.k))
+    assert_close(raw(graph, c, "l2", reduction="mean"), (q + k) / 2)
+    assert_close(raw(graph, c, "l2", reduction="first"), q)
+    halves = net.q.weight.detach().view(2, 3, 5).movedim(0, 1).flatten(1)
+    (m,) = [m for m in joined(c) if m.tensor == "q.weight"]
+    assert_close(unit_rows(net.q.weight, m, 3), halves)
 
 
 def test_unit_sum_and_rows_ignore_positions_of_no_unit():

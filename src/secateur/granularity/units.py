@@ -6,6 +6,7 @@ Nothing here loops over units: every sum over the positions of a unit is one ``i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +88,18 @@ def unit_rows(tensor: Tensor, member: Member, size: int) -> Tensor:
     return out.flatten(1)
 
 
+def joined(c: UnitClass) -> list[Member]:
+    """The members of a class; an axis that it runs along twice (rotary halves) counts as one."""
+    found: dict[tuple[str, int], list[Member]] = {}
+    for m in c.members:
+        same = found.setdefault((m.tensor, m.axis), [])
+        if same and not ((same[0].unit >= 0) & (m.unit >= 0)).any():
+            same[0] = replace(same[0], unit=torch.maximum(same[0].unit, m.unit))
+        else:
+            same.append(m)
+    return [m for members in found.values() for m in members]
+
+
 def is_bias(tensor: str, shape: tuple[int, ...]) -> bool:
     """True for one-dimensional parameters that shift, as opposed to scale."""
     leaf = tensor.rpartition(".")[2]
@@ -151,9 +164,10 @@ def _elements(
 ) -> Parts:
     """Each tensor is scored once, summed along each of its axes, and the sums go to the units."""
     parameters = dict(graph.model.named_parameters())
+    members = {c.name: joined(c) for c in classes}
     touched: dict[str, list[tuple[UnitClass, int]]] = {}
     for c in classes:
-        for k, m in enumerate(c.members):
+        for k, m in enumerate(members[c.name]):
             if m.tensor in parameters and (
                 criterion.biases or not is_bias(m.tensor, graph.shapes[m.tensor])
             ):
@@ -166,12 +180,12 @@ def _elements(
         scores = criterion(weight, statistics.tensors.get(name, Stats(name)))
         along: dict[int, Tensor] = {}
         for c, k in uses:
-            m = c.members[k]
+            m = members[c.name][k]
             if m.axis not in along:
                 along[m.axis] = scores.movedim(m.axis, 0).reshape(scores.shape[m.axis], -1).sum(1)
             found[c.name, k] = unit_sum(along[m.axis], m.unit, c.size)
     return {
-        c.name: [found[c.name, k] for k in range(len(c.members)) if (c.name, k) in found]
+        c.name: [found[c.name, k] for k in range(len(members[c.name])) if (c.name, k) in found]
         for c in classes
     }
 
@@ -187,7 +201,7 @@ def _filters(
             criterion(
                 unit_rows(_values(parameters[m.tensor], m.tensor), m, c.size), Stats(m.tensor)
             )
-            for m in c.members
+            for m in joined(c)
             if m.produces and m.tensor in parameters and len(graph.shapes[m.tensor]) > 1
         ]
     return parts
