@@ -12,6 +12,7 @@ import copy
 import functools
 import gc
 import logging
+import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._decomp import core_aten_decompositions
@@ -397,6 +399,10 @@ def _plain(x: Any) -> Any:
     return TENSOR if isinstance(x, Tensor) else x
 
 
+def _to_meta(x: Any) -> Any:
+    return x.to("meta") if isinstance(x, Tensor) else x
+
+
 def _storage(t: Tensor) -> int:
     return t.untyped_storage()._cdata
 
@@ -457,6 +463,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for m, flag in before:
             m.training = flag
+
+
+@contextmanager
+def kept_randomness() -> Iterator[None]:
+    """Random number generators go on afterwards as if nothing had run."""
+    seeds, numpy_state, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        random.setstate(seeds)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
 
 
 @contextmanager
@@ -558,6 +579,7 @@ def run(
     args, kwargs = call_arguments(example_inputs)
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
+        stack.enter_context(kept_randomness())
         stack.enter_context(quiet_kernels())
         stack.enter_context(torch.no_grad())
         mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
@@ -582,6 +604,8 @@ def run(
                         n: torch.empty(t.shape, dtype=t.dtype, device=devices[n])
                         for n, t in tensors.items()
                     }
+        if mode is not None and parameters and all(p.is_meta for p in model.parameters()):
+            args, kwargs = tree_map(_to_meta, (args, kwargs))
         args, kwargs = tree_map(convert, (args, kwargs))
         if on_tensor is not None:
             for name, t in tensors.items():
