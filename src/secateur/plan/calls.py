@@ -53,12 +53,6 @@ class Recorded:
     def outputs(self) -> list[tuple[int, ...]]:
         return [self.new(a) for a in self.call.outputs]
 
-    @property
-    def changed(self) -> bool:
-        """True if the plan changes the shape of anything that the call reads or makes."""
-        axes = (*self.call.inputs, *self.call.outputs)
-        return any(self.old(a) != self.new(a) for a in axes)
-
 
 _CORRECTORS: dict[str, Corrector] = {}
 
@@ -73,11 +67,9 @@ def corrects(*names: str) -> Callable[[Corrector], Corrector]:
 
 
 def corrected(recorded: Recorded, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-    """The arguments that the call needs; the same objects where nothing has to change."""
+    """The arguments that the call needs; equal ones where nothing has to change."""
     corrector = _CORRECTORS.get(recorded.call.function)
-    if corrector is not None and recorded.changed:
-        args, kwargs = corrector(recorded, args, kwargs)
-    return _restore_numbers(recorded, args, kwargs)
+    return corrector(recorded, args, kwargs) if corrector is not None else (args, kwargs)
 
 
 _BEYOND_SHAPE = {
@@ -91,7 +83,7 @@ def shape_is_enough(name: str) -> bool:
     return name not in _BEYOND_SHAPE
 
 
-def _restore_numbers(
+def with_old_numbers(
     recorded: Recorded, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Arguments:
     """Factors that a forward computes from a width (``1 / sqrt(head_dim)``) keep their old value."""
@@ -126,10 +118,12 @@ def _sizes(args: tuple[Any, ...], first: int) -> tuple[list[Any], Callable[[list
 
 def _resized(recorded: Recorded, sizes: list[Any], output: Sequence[Axis]) -> list[Any]:
     """The given sizes with those that the plan changes put right; others stay as computed."""
-    old, new = recorded.old(output), recorded.new(output)
+    new = recorded.new(output)
     if len(sizes) != len(new):
         return sizes
-    result = [n if o != n else s for s, o, n in zip(sizes, old, new, strict=True)]
+    # Sizes were right in the dense run, so whatever differs from the prediction now is wrong; a size
+    # that is read off a pruned input may be wrong even where the plan changes nothing.
+    result = [s if s in (n, -1) else n for s, n in zip(sizes, new, strict=True)]
     wildcards = [i for i, s in enumerate(sizes) if s == -1]
     fixed = math.prod(s for i, s in enumerate(result) if i not in wildcards)
     if wildcards and fixed and math.prod(new) % fixed == 0:
@@ -153,9 +147,9 @@ def sizes(recorded: Recorded, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     output = recorded.call.outputs[0]
     if recorded.call.function == "expand":
         # -1 means "as it is" here, and stays right.
-        old, new = recorded.old(output), recorded.new(output)
-        pairs = zip(given, old, new, strict=True) if len(given) == len(new) else ()
-        return put([n if o != n and s != -1 else s for s, o, n in pairs] or given), kwargs
+        new = recorded.new(output)
+        pairs = zip(given, new, strict=True) if len(given) == len(new) else ()
+        return put([s if s in (n, -1) else n for s, n in pairs] or given), kwargs
     return put(_resized(recorded, given, output)), kwargs
 
 
@@ -198,9 +192,6 @@ def pieces(recorded: Recorded, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     dim = kwargs.get("dim", args[position] if len(args) > position else 0)
     dim = dim % len(recorded.call.inputs[0])
     new = [recorded.new(a)[dim] for a in recorded.call.outputs]
-    old = [recorded.old(a)[dim] for a in recorded.call.outputs]
-    if new == old:
-        return args, kwargs
     if len(set(new)) == 1:
         # Equal pieces can be said with the number or the size that was given before.
         given = args[1] if len(args) > 1 else next(iter(kwargs.values()))
@@ -267,15 +258,13 @@ def _takes(item: Any) -> int:
 
 
 def _moved(recorded: Recorded, axis: Axis, item: Any, old: Any) -> Any:
-    if isinstance(axis, int):
-        return item
-    n = recorded.old([axis])[0]
-    m = recorded.new([axis])[0]
+    n, m = recorded.old([axis])[0], recorded.new([axis])[0]
 
     def position(p: int, now: Any) -> Any:
         wanted = recorded.kept_before(axis, p + n if p < 0 else min(p, n))
         given = now + m if isinstance(now, int) and now < 0 else now
-        return now if given == wanted or (p >= n and isinstance(now, int) and now >= m) else wanted
+        past_the_end = p >= n and isinstance(now, int) and now >= m
+        return now if given == wanted or past_the_end else wanted
 
     if isinstance(old, slice) and isinstance(item, slice):
         if old.step not in (None, 1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,13 +14,14 @@ from secateur.errors import StoreError
 Writer = Callable[[Path], None]
 
 
-def write_together(directory: Path, files: Mapping[str, Writer]) -> None:
+def write_together(directory: Path, files: Mapping[str, Writer], stale: Iterable[str] = ()) -> None:
     """Write files under temporary names, flush them to the disk, then rename them all.
 
     Args:
         directory: Made if it is not there; removed again if it was made in vain.
         files: Name -> what writes that file, given the path to write to. Written and renamed in
             order, so the last is the one that says what the others must be.
+        stale: Names of older files that would be wrong beside the new ones: removed at the end.
 
     Raises:
         StoreError: The disk is full or a file cannot be written; the folder is as it was.
@@ -38,6 +39,8 @@ def write_together(directory: Path, files: Mapping[str, Writer]) -> None:
             temporary[name].chmod(stat.S_IMODE(mode))  # some writers make a private file instead
             _flush(temporary[name])
         _rename_all(directory, temporary)
+        for name in stale:
+            (directory / name).unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(
             f"{current} could not be written: {error}. What was there before is untouched; free "

@@ -27,6 +27,7 @@ class Folder:
     Attributes:
         path: The folder.
         plan: What was removed.
+        files: Names of the files that hold the tensors.
         tensors: Name -> dtype and shape of what is in the weights and buffers.
         same: Buffers that equal another, which is stored in their place.
         added: Parameters that the original architecture had none of (a bias made by recovery).
@@ -35,6 +36,7 @@ class Folder:
 
     path: Path
     plan: Plan
+    files: tuple[str, ...]
     tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
     same: Mapping[str, str]
     added: tuple[str, ...]
@@ -74,7 +76,7 @@ def read(directory: str | Path) -> Folder:
     strange = [n for n in everything if n not in wanted and n not in added]
     if strange:
         raise StoreError(f"{path} has a tensor {strange[0]!r} that the plan lacks: save again.")
-    return Folder(path, plan, tensors, same, tuple(added), extra)
+    return Folder(path, plan, tuple(data["files"]), tensors, same, tuple(added), extra)
 
 
 def _tables(path: Path, data: Mapping[str, Any]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -118,9 +120,7 @@ def _tables(path: Path, data: Mapping[str, Any]) -> dict[str, tuple[torch.dtype,
 def tensors_of(folder: Folder) -> dict[str, Tensor]:
     """Every stored tensor, in memory of its own."""
     result: dict[str, Tensor] = {}
-    for name in (WEIGHTS, BUFFERS):
-        if not (folder.path / name).exists():
-            continue
+    for name in folder.files:
         try:
             with safe_open(folder.path / name, framework="pt") as file:
                 for n in file.keys():  # noqa: SIM118

@@ -23,7 +23,7 @@ from secateur.graph.capture import Scopes, function_name, is_quiet, module_hooks
 from secateur.graph.capture import skeleton as copied
 from secateur.graph.trace import FrozenCall, Graph
 from secateur.plan.attention import NarrowAttention
-from secateur.plan.calls import Recorded, corrected, shape_is_enough
+from secateur.plan.calls import Recorded, corrected, shape_is_enough, with_old_numbers
 from secateur.plan.plan import Edit, Plan
 from secateur.plan.surgery import narrowed
 
@@ -75,15 +75,18 @@ class Follow(TorchFunctionMode):
             return func(*args, **kwargs)
         with unset_fake_temporarily():  # the plan's masks are real tensors
             recorded = Recorded(call, self.plan)
-            fixed_args, fixed_kwargs = corrected(recorded, args, kwargs)
             outputs = recorded.outputs
-        changes = list(differences((args, kwargs), (fixed_args, fixed_kwargs)))
-        numbers = all(isinstance(new, float) for _, _, new in changes)
-        if shape_is_enough(name) and not numbers:
-            # The forward's own arguments may already be right, said differently (-1, chunk).
-            result = self._try(func, args, kwargs)
+            fixed = with_old_numbers(recorded, args, kwargs)
+        if shape_is_enough(name):
+            # The forward's own sizes may already be right, or right said differently (-1, chunk).
+            result = self._try(func, *fixed)
             if shapes_of(result) == outputs:
+                for path, old, new in differences((args, kwargs), fixed):
+                    self._note(scopes, name, path, old, new)
                 return result
+        with unset_fake_temporarily():
+            fixed_args, fixed_kwargs = corrected(recorded, *fixed)
+        changes = differences((args, kwargs), (fixed_args, fixed_kwargs))
         for path, old, new in changes:
             self._note(scopes, name, path, old, new)
         function = torch.split if name.endswith("chunk") and changes else func
@@ -156,9 +159,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]
 def follow(graph: Graph, plan: Plan, model: nn.Module) -> Outcome:
     """Replay the forward of ``model``, whose tensors still have their old shapes."""
     model = copied(model)  # what a forward caches must not reach the next replay
-    changed_modules = {
-        name for name, m in model.named_modules() if isinstance(m, NarrowAttention)
-    }
+    changed_modules = {name for name, m in model.named_modules() if isinstance(m, NarrowAttention)}
     calls = [c for c in graph.calls if c.module not in changed_modules]
     scopes = Scopes()
     mode = Follow(plan, calls, scopes)

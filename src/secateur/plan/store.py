@@ -9,6 +9,7 @@ is code.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,7 @@ from secateur.plan.plan import Plan
 from secateur.plan.surgery import change_python_side, check_architecture
 
 CARD = "README.md"
+_NAMES = {PLAN, WEIGHTS, BUFFERS, CARD, "config.json", "generation_config.json"}
 Table = dict[str, list[Any]]  # tensor -> [dtype, shape]
 
 
@@ -54,7 +56,9 @@ def save(
     """Write a pruned model, so that ``load`` brings it back without pickle.
 
     All files appear together or, should anything fail, none of them, and an older folder stays as
-    it was. Saving again replaces the files that an earlier save wrote, and no others.
+    it was. Saving again replaces the files that an earlier save wrote, and no others. A transformers
+    model gets a ``config.json`` too, where a stock config can describe its pruned shape, so that
+    plain ``from_pretrained`` loads the folder.
 
     Args:
         directory: The folder; made if need be.
@@ -88,7 +92,15 @@ def save(
     files: dict[str, Writer] = {
         name: partial(_write_tensors, tensors=group, about=about) for name, group in tensors.items()
     }
-    files[CARD] = write_text(card if card is not None else _short_card(model, plan))
+    text = card if card is not None else _short_card(model, plan)
+    if "transformers" in sys.modules:
+        from secateur.integrations import huggingface
+
+        if huggingface.is_pretrained(model):
+            stock = huggingface.stock(model, plan, weights)
+            files |= {name: write_text(content) for name, content in stock.files.items()}
+            text = f"{text.rstrip()}\n\n{stock.note}\n"
+    files[CARD] = write_text(text)
 
     def write_plan(path: Path) -> None:
         text = encode(
@@ -103,8 +115,10 @@ def save(
         write_text(text)(path)
 
     files[PLAN] = write_plan  # last: it says what the others must be
-    _check_free(directory, files, overwrite=overwrite)
-    write_together(directory, files)
+    ours = _ours(directory)
+    if not overwrite:
+        _check_free(directory, files, ours)
+    write_together(directory, files, stale=ours - files.keys())
     return directory
 
 
@@ -243,21 +257,22 @@ def _write_tensors(path: Path, *, tensors: dict[str, Tensor], about: dict[str, A
     }
 
 
-def _check_free(directory: Path, files: Mapping[str, Any], *, overwrite: bool) -> None:
+def _ours(directory: Path) -> set[str]:
+    """Names of the files in a folder that an earlier save wrote."""
+    try:
+        _, data = decode(read_text(directory / PLAN, LARGEST_FILE), str(directory / PLAN))
+    except StoreError:
+        return set()
+    written = data.get("written")
+    names = written if isinstance(written, list) else []
+    return {PLAN, *(n for n in names if n in _NAMES)}
+
+
+def _check_free(directory: Path, files: Mapping[str, Any], ours: set[str]) -> None:
     """Raise a StoreError if the folder has files of these names that no earlier save wrote."""
-    if directory.is_symlink() and not directory.exists():
-        raise StoreError(f"{directory} is a link to nothing: remove it or choose another folder.")
     if directory.exists() and not directory.is_dir():
         raise StoreError(f"{directory} is a file: choose a folder.")
     there = [n for n in files if (directory / n).exists() or (directory / n).is_symlink()]
-    if not there or overwrite:
-        return
-    try:
-        _, data = decode(read_text(directory / PLAN, LARGEST_FILE), str(directory / PLAN))
-        written = data.get("written")
-        ours = {PLAN, *(written if isinstance(written, list) else ())}
-    except StoreError:
-        ours = set()
     foreign = [n for n in there if n not in ours]
     if foreign:
         raise StoreError(
