@@ -53,7 +53,8 @@ def prepare(graph: Graph, plan: Plan) -> Plan:
         where = f"{outcome.failed.function} in " if outcome.failed else ""
         note = (
             f"{', '.join(sorted(blamed))} stay whole: {where}"
-            f"{outcome.module or 'the forward'} cannot say the new size ({outcome.error})"
+            f"{outcome.module or 'the forward'} cannot say the new size ({outcome.error}); "
+            "secateur.graph.exported(model, inputs) has no such forward and can be pruned instead"
         )
         plan = plan.with_keep(kept, note)
     raise SurgeryError(f"the plan cannot be made physical: {outcome.module}: {outcome.error}")
@@ -215,14 +216,14 @@ def _size_changes(graph: Graph, plan: Plan, module: str) -> dict[int, int]:
         if call.module == module or (module and call.module.startswith(module + ".")):
             for axes in (*call.inputs, *call.outputs):
                 for axis in axes:
-                    for part in _parts(axis):
+                    for part in parts_of(axis):
                         old, new = plan.counts(part)
                         if old != new:
                             pairs.setdefault(old, new)
     return pairs
 
 
-def _parts(axis: Axis) -> Iterator[Axis]:
+def parts_of(axis: Axis) -> Iterator[Axis]:
     """An axis, its parts, and the products of its neighbouring factors."""
     yield axis
     match axis:
@@ -230,14 +231,14 @@ def _parts(axis: Axis) -> Iterator[Axis]:
             for i in range(len(factors)):
                 for j in range(i + 1, len(factors) + 1):
                     if j - i == 1:
-                        yield from _parts(factors[i])
+                        yield from parts_of(factors[i])
                     elif j - i < len(factors):
                         yield ("prod", *factors[i:j])
         case ("sum", *terms):
             for t in terms:
-                yield from _parts(t)
+                yield from parts_of(t)
         case ("take", base, _):
-            yield from _parts(base)
+            yield from parts_of(base)
 
 
 def _blame(graph: Graph, plan: Plan, outcome: Outcome) -> set[str]:

@@ -56,9 +56,9 @@ def save(
     """Write a pruned model, so that ``load`` brings it back without pickle.
 
     All files appear together or, should anything fail, none of them, and an older folder stays as
-    it was. Saving again replaces the files that an earlier save wrote, and no others. A transformers
-    model gets a ``config.json`` too, where a stock config can describe its pruned shape, so that
-    plain ``from_pretrained`` loads the folder.
+    it was. Saving again replaces the files that an earlier save wrote, and no others. A
+    transformers model gets a ``config.json`` too, where a stock config can describe its pruned
+    shape, so that plain ``from_pretrained`` loads the folder.
 
     Args:
         directory: The folder; made if need be.

@@ -1,0 +1,1 @@
+"""Other libraries: secateur speaks their formats and fits their loops."""

@@ -1,0 +1,343 @@
+"""Describe a pruned Hugging Face model by a stock config, so that plain ``from_pretrained`` works.
+
+A config has far fewer numbers than a model has sizes, so this succeeds only where the pruned shape
+is one that the architecture knows: the same for every layer, whole heads, a head width that its positions
+and its softmax scale allow. Nothing is assumed about what a config field means. Fields whose value is
+an old size are given the new one, and a config counts only if the stock class, loaded through the
+stock ``from_pretrained``, has exactly the pruned tensors and gives the pruned model's outputs.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.graph.capture import call_arguments, evaluating, named_tensors, tensors_in
+from secateur.plan.plan import Plan
+from secateur.plan.repair import parts_of
+
+log = logging.getLogger(__name__)
+
+_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # of outputs, relative; coarser types 2e-2
+_MOST_BUILDS = 80
+_MOST_PROOFS = 12
+_NOT_SIZES = re.compile(r".*(_ids?|_index|_layers?|vocab_size|num_labels|version)|max_.*|id2label")
+_MAYBE_SIZES = re.compile(r".*(inner|ffn|dim|size|heads|width|intermediate|rank).*")
+Place = tuple[tuple[str, ...], str]  # sub-configs on the way, field
+
+
+class NotStock(Exception):  # noqa: N818 - an answer, which never leaves this file
+    """No stock config was found; the message says why."""
+
+
+@dataclass(frozen=True)
+class Stock:
+    """What a folder says about loading it with plain transformers.
+
+    Attributes:
+        files: Name -> text of the files to write beside the weights; empty if there is no config.
+        note: Markdown for the folder's README.
+    """
+
+    files: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+
+
+def is_pretrained(model: nn.Module) -> bool:
+    """True for a transformers model; transformers is not imported for this."""
+    library = sys.modules.get("transformers.modeling_utils")
+    return library is not None and isinstance(model, library.PreTrainedModel)
+
+
+def stock(model: nn.Module, plan: Plan, state: Mapping[str, Tensor]) -> Stock:
+    """The files that make a folder loadable by plain transformers, or why there are none.
+
+    Args:
+        model: The pruned model, as ``plan`` makes it; left as it is.
+        plan: The plan; its graph gives the example inputs for the comparison.
+        state: The model's tensors as they are stored.
+    """
+    kind = _stock_class(model)
+    try:
+        config = find_config(model, plan, state)
+    except NotStock as why:
+        return Stock(
+            note="## With transformers alone\n\n"
+            f"No stock config describes this shape: {why}. Load it with `sec.load`, onto the "
+            f"original `{kind.__name__}`."
+        )
+    files = {"config.json": config.to_json_string()}
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        files["generation_config.json"] = generation.to_json_string()
+    return Stock(
+        files,
+        "## With transformers alone\n\nThe config describes the pruned shape, so plain "
+        "transformers loads the folder too, without secateur; on the example inputs its outputs "
+        "were the same.\n\n"
+        f"```python\nfrom transformers import {kind.__name__}\n\n"
+        f'model = {kind.__name__}.from_pretrained("path/to/this/folder")\n```',
+    )
+
+
+def find_config(model: nn.Module, plan: Plan, state: Mapping[str, Tensor]) -> Any:
+    """A config of the model's own kind that describes the pruned model; see ``stock``.
+
+    Raises:
+        NotStock: There is none, or none was found.
+    """
+    kind = _stock_class(model)
+    if not kind.__module__.startswith("transformers."):
+        raise NotStock(f"`{kind.__name__}` is not a class of transformers")
+    if plan.graph is None:
+        raise NotStock(
+            "the plan was read from a file, so there are no inputs to compare outputs on"
+        )
+    inputs = plan.graph.example_inputs
+    search = Search(model, kind, state, inputs, options(model.config, plan))
+    if not any(isinstance(old, list | tuple) for old, _ in search.options.values()):
+        _check_uniform(plan)
+    with torch.random.fork_rng():
+        return search.run()
+
+
+def options(config: Any, plan: Plan) -> dict[Place, tuple[Any, list[Any]]]:
+    """Config fields that may describe a changed size: their value, and what may take its place.
+
+    The likeliest comes first: that which most tensors ask for.
+    """
+    changes: dict[int, Counter[int]] = {}
+    for axes in plan.axes.values():
+        for axis in axes:
+            for part in parts_of(axis):
+                old, new = plan.counts(part)
+                changes.setdefault(old, Counter())[new] += 1
+    for edit in plan.edits or ():
+        if type(edit.old) is int and type(edit.value) is int:
+            changes.setdefault(edit.old, Counter())[edit.value] += 1
+    news = {old: [n for n, _ in c.most_common() if n != old] for old, c in changes.items()}
+    sizes = dict.fromkeys([*(n for c in news.values() for n in c), *(o for o in news if news[o])])
+    found: dict[Place, tuple[Any, list[Any]]] = {}
+    for place, value in _fields(config):
+        name = place[1]
+        if type(value) is int and news.get(value):
+            found[place] = value, news[value]
+        elif value is None and _MAYBE_SIZES.fullmatch(name):
+            found[place] = None, list(sizes)[:8]
+        elif isinstance(value, list | tuple) and any(news.get(v) for v in value):
+            mapped = [news[v][0] if news.get(v) else v for v in value]
+            found[place] = value, [type(value)(mapped)]
+    return found
+
+
+@dataclass
+class Search:
+    """Tries configs on the meta device for shapes, and those that fit on the example inputs."""
+
+    model: nn.Module
+    kind: Any
+    state: Mapping[str, Tensor]
+    inputs: Any
+    options: Mapping[Place, tuple[Any, list[Any]]]
+    builds: int = 0
+    proofs: int = 0
+    failure: str = "none of its config's fields stands for what was removed"
+    nearest: int = 1 << 28
+    tried: dict[str, int] = field(default_factory=dict)
+    proven: dict[str, bool] = field(default_factory=dict)
+
+    def run(self) -> Any:
+        """The config with the fewest changed fields that does it."""
+        joint = {p: new[0] if old is not None else None for p, (old, new) in self.options.items()}
+        none = {p: old for p, (old, _) in self.options.items()}
+        reference = _outputs(self.model, self.inputs)
+        for start in (none, joint):
+            found = self._descend(start)
+            if found is None:
+                continue
+            for candidate in (found, *self._neighbours(found)):
+                if self._mismatches(candidate) == 0 and self._prove(candidate, reference):
+                    return self._config(self._fewest(candidate, none, reference))
+        raise NotStock(self.failure)
+
+    def _descend(self, values: dict[Place, Any]) -> dict[Place, Any] | None:
+        """Change one field at a time as long as fewer tensors have the wrong shape."""
+        best = self._mismatches(values)
+        improved = True
+        while best and improved:
+            improved = False
+            for other in self._neighbours(values):
+                count = self._mismatches(other)
+                if count < best:
+                    values, best, improved = other, count, True
+                    break
+        return values if best == 0 else None
+
+    def _neighbours(self, values: dict[Place, Any]) -> Iterator[dict[Place, Any]]:
+        for place, (old, news) in self.options.items():
+            for value in (*news, old):
+                if value != values[place]:
+                    yield {**values, place: value}
+
+    def _fewest(
+        self, values: dict[Place, Any], none: dict[Place, Any], reference: list[Tensor]
+    ) -> dict[Place, Any]:
+        """Put back what need not change: it meant something else."""
+        for place in reversed(list(values)):
+            if values[place] != none[place]:
+                other = {**values, place: none[place]}
+                if self._mismatches(other) == 0 and self._prove(other, reference):
+                    values = other
+        return values
+
+    def _config(self, values: Mapping[Place, Any]) -> Any:
+        """The config as it will be read back from its file."""
+        config: Any = copy.deepcopy(self.model.config)
+        for (path, name), value in values.items():
+            target = config
+            for part in path:
+                target = getattr(target, part)
+            setattr(target, name, value)
+        config.architectures = [self.kind.__name__]
+        config.dtype = next(iter(self.model.parameters())).dtype
+        return type(config).from_dict(json.loads(config.to_json_string()))
+
+    def _mismatches(self, values: Mapping[Place, Any]) -> int:
+        """How many tensors of the stock model have another shape than the pruned one's."""
+        key = repr(sorted(values.items(), key=repr))
+        if key not in self.tried:
+            self.tried[key] = self._count(values) if self.builds < _MOST_BUILDS else 1 << 30
+        return self.tried[key]
+
+    def _count(self, values: Mapping[Place, Any]) -> int:
+        self.builds += 1
+        try:
+            config = self._config(values)
+            with torch.device("meta"):
+                built = self.kind(config)
+        except Exception as error:  # noqa: BLE001 - a config may refuse any combination of values
+            log.debug("config %s: %s", values, error)
+            return 1 << 29
+        ours = {n: tuple(t.shape) for n, t in named_tensors(self.model).items()}
+        theirs = {n: tuple(t.shape) for n, t in named_tensors(built).items()}
+        wrong = [n for n in dict.fromkeys([*ours, *theirs]) if ours.get(n) != theirs.get(n)]
+        if 0 < len(wrong) < self.nearest:
+            self.nearest = len(wrong)
+            self.failure = (
+                f"the nearest gives `{wrong[0]}` the shape {theirs.get(wrong[0])} instead of "
+                f"{ours.get(wrong[0])}"
+            )
+        return len(wrong)
+
+    def _prove(self, values: Mapping[Place, Any], reference: list[Tensor]) -> bool:
+        """Load by stock means and compare every tensor and the outputs."""
+        key = repr(sorted(values.items(), key=repr))
+        if key not in self.proven:
+            self.proofs += 1
+            if self.proofs > _MOST_PROOFS:
+                return False
+            try:
+                why = self._differs(values, reference)
+            except Exception as error:  # noqa: BLE001 - whatever stops the stock model is told
+                why = f"the stock model fails with {type(error).__name__}: {error}"
+            self.failure = why or self.failure
+            self.proven[key] = not why
+        return self.proven[key]
+
+    def _differs(self, values: Mapping[Place, Any], reference: list[Tensor]) -> str:
+        with _quiet():
+            built, report = self.kind.from_pretrained(
+                None,
+                config=self._config(values),
+                state_dict={n: t.detach() for n, t in self.state.items()},
+                output_loading_info=True,
+            )
+        for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if report.get(what):
+                return f"the stock model has {what.replace('_', ' ')}: {sorted(report[what])[:3]}"
+        theirs = named_tensors(built)
+        for name, t in named_tensors(self.model).items():
+            if t.dtype != theirs[name].dtype or not torch.equal(t.cpu(), theirs[name].cpu()):
+                return f"the stock model computes other values for `{name}`"
+        outputs = _outputs(built.to(next(self.model.parameters()).device), self.inputs)
+        error = _distance(reference, outputs)
+        bound = _TOLERANCE.get(next(self.model.parameters()).dtype, 2e-2)
+        if not error <= bound:
+            return f"a stock model of these shapes gives other outputs (relative error {error:.1e})"
+        return ""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar of transformers meanwhile."""
+    from transformers.utils import logging as theirs
+
+    before = theirs.is_progress_bar_enabled()
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            theirs.enable_progress_bar()
+
+
+def _stock_class(model: nn.Module) -> Any:
+    """The class that the user built: not the subclass that corrects its calls."""
+    return next(c for c in type(model).__mro__ if not c.__module__.startswith("secateur."))
+
+
+def _check_uniform(plan: Plan) -> None:
+    """Raise NotStock if tensors that were alike in every layer no longer are."""
+    first: dict[tuple[str, tuple[int, ...]], str] = {}
+    for name, shape in plan.shapes.items():
+        like = first.setdefault((re.sub(r"\.\d+\.", ".#.", name), tuple(shape)), name)
+        if plan.shape(like) != plan.shape(name):
+            raise NotStock(
+                f"`{like}` has shape {plan.shape(like)}, but `{name}` has {plan.shape(name)}, and "
+                "a config has one number for all layers"
+            )
+
+
+def _fields(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[Place, Any]]:
+    """Fields of a config and of the configs in it that may hold a size."""
+    for name, value in vars(config).items():
+        if name.startswith("_") or _NOT_SIZES.fullmatch(name):
+            continue
+        if hasattr(value, "to_json_string") and hasattr(value, "__dict__"):
+            yield from _fields(value, (*path, name))
+            continue
+        many = isinstance(value, list | tuple) and value and all(type(v) is int for v in value)
+        if value is None or type(value) is int or many:
+            yield (path, name), value
+
+
+def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
+    args, kwargs = call_arguments(copy.deepcopy(inputs))
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)  # a forward that draws noise draws the same for both
+        return [t.detach().cpu() for t in tensors_in(model(*args, **kwargs))]
+
+
+def _distance(a: list[Tensor], b: list[Tensor]) -> float:
+    """Largest relative error over the outputs; infinite where their shapes differ."""
+    if not a or [t.shape for t in a] != [t.shape for t in b]:
+        return float("inf")
+    errors = [0.0]
+    for x, y in zip(a, b, strict=True):
+        if x.is_floating_point():
+            x, y = x.double(), y.double()
+            errors.append(float((x - y).norm() / x.norm().clamp_min(1e-12)))
+        elif not torch.equal(x, y):
+            return float("inf")
+    return max(errors)
