@@ -134,6 +134,17 @@ class TestGPT2:
         columns = torch.stack([m.unit for m in inner.members if m.tensor == self.packed]).amax(0)
         assert (columns[:96] >= 0).all() and (columns[96:] < 0).all()
 
+    def test_each_head_may_choose_its_own_dimensions(self, graph):
+        head = the_only(touching(graph, self.packed, 1, "head"))
+        for c in touching(graph, self.packed, 1, "head_dim"):
+            assert c.over == head.name
+            for m in c.members:
+                axis, owner = m.over  # which head each position belongs to
+                assert axis == m.axis
+                assert owner.tolist() == torch.arange(4).repeat_interleave(12).tolist() * (
+                    len(owner) // 48
+                )
+
     def test_mlp_and_residual_stream(self, graph):
         mlp = the_only(touching(graph, "transformer.h.1.mlp.c_fc.weight", 1))
         assert mlp.size == 192 and mlp.exact

@@ -106,7 +106,8 @@ def resolve(e: Expr) -> Expr:
         case Take():
             base, index = resolve(e.base), e.index
             if isinstance(base, Take):
-                base, index = base.base, tuple(base.index[i] for i in index)
+                index = tuple(base.index[i] for i in index)
+                base = base.base
             if len(index) == 1:  # size-one axes vanish from nestings, so what they read must stay
                 lock(base, "a single position is read")
                 return one()
@@ -174,7 +175,8 @@ def peel(e: Expr, inner: int) -> tuple[Expr, Expr] | None:
             _define(e, Prod((outer_atom, inner_atom)))
             return outer_atom, inner_atom
         case Prod():
-            rest, taken = list(e.factors), []
+            rest = list(e.factors)
+            taken: list[Expr] = []
             while inner > 1:
                 factor = rest.pop()
                 if inner % factor.size == 0:
@@ -236,8 +238,8 @@ def cut(e: Expr, position: int) -> tuple[Expr, Expr] | None:
             halves = cut(outer, position // rest.size)
             return halves and (prod(halves[0], rest), prod(halves[1], rest))
         case Take():
-            left, right = Take(e.base, e.index[:position]), Take(e.base, e.index[position:])
-            return resolve(left), resolve(right)
+            before, after = Take(e.base, e.index[:position]), Take(e.base, e.index[position:])
+            return resolve(before), resolve(after)
 
 
 def unify(a: Expr, b: Expr) -> bool:
@@ -320,7 +322,9 @@ def reshape(axes: Sequence[Expr], sizes: Sequence[int], why: str = "reshape") ->
     old, new = list(axes), list(sizes)
     i = j = 0
     while i < len(old) or j < len(new):
-        run, out, left, right = [], [], 1, 1
+        run: list[Expr] = []
+        out: list[int] = []
+        left = right = 1
         while (not run and not out) or left != right:
             if (left <= right and i < len(old)) or j >= len(new):
                 run.append(old[i])

@@ -42,9 +42,9 @@ def fibres(parameters: Iterable[Tensor], tensors: Iterable[Tensor]) -> dict[str,
                     del candidates[f][b]
     result: dict[str, str] = {}
     for f, outers in candidates.items():
-        b = next((b for b in outers if b in bases and b not in result), None)
-        if b is not None and f not in result.values():
-            result[f] = b
+        free = [b for b in outers if b in bases and b not in result]
+        if free and f not in result.values():
+            result[f] = free[0]
     return result
 
 

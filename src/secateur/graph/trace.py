@@ -106,7 +106,7 @@ class Graph:
     @cached_property
     def prunable_share(self) -> float:
         """Share of all parameter elements that lie along at least one free class."""
-        total = touched = 0
+        total, touched = 0, 0.0
         parameters = {n for n, _ in self.model.named_parameters()}
         for name, axes in self.axes.items():
             if name in parameters:
@@ -336,12 +336,12 @@ def _freeze(
     tensor_axes = {name: freeze_all(axes) for name, axes in atoms.items()}
     sizes = {class_name[k]: leaf.size for k, leaf in leaf_of.items()}
     members: dict[str, list[Member]] = {n: [] for n in sizes}
-    for name, axes in atoms.items():
-        for i, e in enumerate(axes):
-            axis = _freeze_axis(resolve(e), class_name, locked=True)
-            for cls, unit in frozen.occurrences(axis, sizes):
-                base = _base_units(axes, i, over.get(cls), sizes)
-                members[cls].append(Member(name, i, unit, (name, i) not in consumed, base))
+    for name, along in tensor_axes.items():
+        for i, e in enumerate(atoms[name]):
+            whole = _freeze_axis(resolve(e), class_name, locked=True)
+            for cls, unit in frozen.occurrences(whole, sizes):
+                of = _base_units(along, i, over.get(cls), sizes)
+                members[cls].append(Member(name, i, unit, (name, i) not in consumed, of))
     classes = {
         class_name[key]: UnitClass(
             name=class_name[key],

@@ -75,7 +75,7 @@ def mv(op: Op) -> Axes:
 
 @rule(aten.dot, aten.vdot)
 def dot(op: Op) -> Axes:
-    contract(op, op.arg("self"), op.given.get("tensor", op.given.get("other")), 0, 0)
+    contract(op, op.arg("self"), op.arg("tensor", op.arg("other")), 0, 0)
     return []
 
 

@@ -59,7 +59,7 @@ def layer_norm(op: Op) -> Any:
 def group_norm(op: Op) -> Any:
     """Statistics per group: C = Prod(G, C/G); whole groups go exactly, channels in a group do not."""
     x = op.arg("input")
-    groups = op.given.get("group", op.given.get("num_groups"))
+    groups = op.arg("group", op.arg("num_groups"))
     for name in ("weight", "bias"):
         p = op.given.get(name)
         if isinstance(p, Tensor):

@@ -32,7 +32,7 @@ def _dims(op: Op, rank: int) -> list[int]:
 @rule(aten.median, aten.nanmedian, aten.mode)
 def reduction(op: Op) -> Any:
     """The reduced axes end. Over a prunable axis the result depends on how many there are."""
-    x = op.given.get("self", op.given.get("input"))
+    x = op.arg("self", op.arg("input"))
     axes = op.axes(x)
     dims = _dims(op, len(axes))
     exact = op.name in _IGNORES_ZEROS and op.is_zero(x)

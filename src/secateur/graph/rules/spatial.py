@@ -31,7 +31,7 @@ _SPATIAL = {name: k for k, names in _BY_DIMENSIONS.items() for name in names}
 
 @rule(*(getattr(aten, n) for n in _SPATIAL))
 def spatial(op: Op) -> Any:
-    x = op.given.get("self", op.given.get("input"))
+    x = op.arg("self", op.arg("input"))
     axes = op.axes(x)
     k = _SPATIAL[op.name]
     for e in axes[-k:]:
