@@ -8,6 +8,7 @@ Example:
 """
 
 from secateur import criteria, errors, recovery, report, schedule, scope, zoo
+from secateur.analyse import pareto, sensitivity
 from secateur.errors import SecateurError
 from secateur.graph import Graph, UnitClass, rule, trace
 from secateur.measure import Measurement, measure
@@ -34,6 +35,7 @@ __all__ = [
     "load",
     "masked",
     "measure",
+    "pareto",
     "plan",
     "prune",
     "recovery",
@@ -42,6 +44,7 @@ __all__ = [
     "save",
     "schedule",
     "scope",
+    "sensitivity",
     "trace",
     "zoo",
 ]

@@ -6,7 +6,7 @@ import copy
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from itertools import islice
 from typing import Any
@@ -16,17 +16,14 @@ from torch import nn
 from secateur import criteria
 from secateur import recovery as recoveries
 from secateur import schedule as schedules
-from secateur.criteria import Criterion
-from secateur.engine.statistics import Statistics, Stats, collect
 from secateur.errors import ConfigError, DataError, SurgeryError
-from secateur.granularity.units import score
-from secateur.graph import Graph, trace
+from secateur.graph import trace
 from secateur.measure import Measurement
 from secateur.measure import measure as measure_cost
 from secateur.measure.calling import evaluating
 from secateur.names import unknown
-from secateur.plan.compose import rest, scattered, then
 from secateur.plan.plan import Plan
+from secateur.plan.replan import replan
 from secateur.plan.select import plan as make_plan
 from secateur.plan.verify import Verification
 from secateur.recovery import Recovery
@@ -103,43 +100,43 @@ def prune(
         >>> prune(net, torch.randn(4, 8), amount=0.5).model[0].out_features
         16
     """
-    selection = {"criterion": criterion, "scope": scope, "data": data, "seed": seed} | selection
-    _check_names(selection)
-    criteria.find(criterion)
-    targets = _targets(amount, keep, selection.get("overrides"), schedule, steps)
+    _check_names("prune", selection, (prune, make_plan), but=("selection", "graph"))
+    if not isinstance(measure, bool):
+        _check_names("measure", measure, (measure_cost,), but=("model", "example_inputs"))
+    if evaluate is not None and not callable(evaluate):
+        raise ConfigError(f"evaluate={evaluate!r}: give a function from a model to a number")
+    targets = _targets(amount, keep, selection.pop("overrides", None), schedule, steps)
     healers = [_shown(healer, progress) for healer in _healers(recovery)]
-    _check_data(data, passes=len(targets) * (len(healers) + 1))
-    graph = trace(model, example_inputs)
-    made, plan, history = model, None, []
-    seen = Seen(dense=_score(evaluate, model), dense_weights=weights_of(model))
-    proof = None
-    for number, target in enumerate(targets, 1):
-        last = number == len(targets)
-        before = made
-        if plan is None:
-            step = plan = make_plan(graph, **{**selection, **target})
-        else:
-            here = trace(made, example_inputs)
-            step = rest(plan, _replanned(graph, here, plan, selection, target), here).prepared()
-            plan = then(plan, step)
-        made = step.apply(before)
-        proof = _proven(step, before, made) if verify else None
-        if last:
-            seen = replace(
-                seen,
-                pruned=_score(evaluate, made) if healers else None,
-                pruned_weights=weights_of(made, like=seen.dense_weights),
-            )
-        healing = [healer.heal(made, plan, data, model) for healer in healers]
-        if last or evaluate:
+    _check_data(data, passes=len(targets) * (len(healers) + bool(criteria.find(criterion).needs)))
+    common = {"criterion": criterion, "scope": scope, "data": data, "seed": seed, **selection}
+    with generators_kept(data or ()):
+        graph = trace(model, example_inputs)
+        made, plan, step = model, None, None
+        history: list[dict[str, Any]] = []
+        for number, target in enumerate(targets, 1):
+            if plan is None:
+                step = plan = make_plan(graph, **common, **target)
+                seen = Seen(dense=_score(evaluate, model), dense_weights=weights_of(model))
+            else:
+                step = replan(graph, plan, trace(made, example_inputs), target, **common)
+                plan = plan.then(step)
+            before, made = made, step.apply(made)
+            proof = _proven(step, before, made) if verify else None
+            if number == len(targets):
+                seen = replace(
+                    seen,
+                    pruned=_score(evaluate, made) if healers else None,
+                    pruned_weights=weights_of(made, like=seen.dense_weights),
+                )
+            healing = [healer.heal(made, plan, data, model) for healer in healers]
             seen = replace(seen, healed=_score(evaluate, made))
-        entry = {"step": number, **target, "removed": plan.removed, "score": seen.healed}
-        history.append({**entry, "recovery": healing, "proof": proof and proof.to_dict()})
-        log.info("step %d of %d: %s", number, len(targets), entry)
-    assert plan is not None
-    if verify and len(targets) > 1:
-        proof = _proven(plan, model, plan.apply(model))
-    cost = _measured(made, example_inputs, model, measure)
+            entry = {"step": number, **target, "removed": plan.removed, "score": seen.healed}
+            history.append({**entry, "recovery": healing, "proof": proof and proof.to_dict()})
+            log.info("step %d of %d: %s", number, len(targets), entry)
+        assert plan is not None
+        if verify and len(targets) > 1:
+            proof = _proven(plan, model, plan.apply(model))
+        cost = _measured(made, example_inputs, model, measure)
     if healers:
         seen = replace(seen, healed_weights=weights_of(made, like=seen.dense_weights))
     asked = {"recovery": _named(recovery), "schedule": _named(schedule), "steps": len(targets)}
@@ -149,12 +146,16 @@ def prune(
     return Result(made, plan, record, proof, cost, tuple(history))
 
 
-def _check_names(selection: Mapping[str, Any]) -> None:
-    known = set(inspect.signature(make_plan).parameters) - {"graph", "amount", "keep"}
-    for name in selection:
+def _check_names(
+    what: str,
+    given: Iterable[str],
+    functions: Sequence[Callable[..., Any]],
+    but: Sequence[str],
+) -> None:
+    known = {name for f in functions for name in inspect.signature(f).parameters} - set(but)
+    for name in given:
         if name not in known:
-            everything = known | set(inspect.signature(prune).parameters) - {"selection"}
-            raise ConfigError(unknown("argument of prune called", name, everything))
+            raise ConfigError(unknown(f"argument of {what} called", name, known))
 
 
 def _targets(
@@ -224,7 +225,7 @@ def _check_data(data: Iterable[Any] | None, passes: int) -> None:
     """Refuse an empty loader, and one that can be read only once where that is not enough."""
     if data is None or not isinstance(data, Iterable):
         return  # whoever needs data says so
-    if iter(data) is data:
+    if isinstance(data, Iterator):
         if passes > 1:
             raise DataError(
                 "data is an iterator, which can be read only once, but criteria and recoveries "
@@ -237,30 +238,6 @@ def _check_data(data: Iterable[Any] | None, passes: int) -> None:
                 "data has no batch: pass a non-empty loader (drop_last=True drops a set that is "
                 "smaller than a batch)"
             )
-
-
-def _replanned(
-    graph: Graph, here: Graph, done: Plan, selection: dict[str, Any], target: dict[str, Any]
-) -> Plan:
-    """A larger plan of the original model, which takes what is gone and the least of the rest."""
-    chosen = criteria.find(selection["criterion"])
-    statistics = None
-    classes = list(here.free.values())
-    if chosen.needs:
-        loss, seed = selection.get("loss"), selection["seed"]
-        statistics = collect(
-            here, chosen.needs, selection["data"], loss=loss, classes=classes, seed=seed
-        )
-    how = {name: selection.get(name) for name in ("reduction", "normalizer")}
-    scores = scattered(score(here, classes, chosen, statistics, **how), done, graph=here)
-    known = Statistics(classes={n: Stats(n, size=len(s), score=s) for n, s in scores.items()})
-    found = Criterion(
-        chosen.name, lambda stats: stats.score, level="class", needs=frozenset({"score"})
-    )
-    given = {**selection, "criterion": found, "statistics": known, "data": None, **how}
-    wanted = make_plan(graph, **{**given, **dict.fromkeys(how), **target}, check=False)
-    asked = {"amount": target["amount"], "budget": target["keep"], "overrides": target["overrides"]}
-    return replace(wanted, made_by={**done.made_by, **asked})
 
 
 def _proven(plan: Plan, before: nn.Module, after: nn.Module) -> Verification:

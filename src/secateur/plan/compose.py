@@ -74,7 +74,7 @@ def rest(done: Plan, wanted: Plan, graph: Graph) -> Plan:
         if ours in wanted.keep and graph.classes[theirs].locked is None:
             mask = keep.setdefault(theirs, torch.ones(graph.sizes[theirs], dtype=torch.bool))
             mask[their_units] &= wanted.keep[ours][units]
-    return Plan.of(graph, keep, **wanted.made_by)
+    return replace(Plan.of(graph, keep, **wanted.made_by), notes=wanted.notes)
 
 
 def scattered(scores: Mapping[str, Tensor], done: Plan, graph: Graph) -> dict[str, Tensor]:

@@ -360,7 +360,10 @@ def _check_numbers(
             )
     if max_ratio is not None and not (_number(max_ratio) and 0 <= max_ratio <= 1):
         raise ConfigError(f"max_ratio={max_ratio!r} must be in [0, 1]")
-    for name, count in (("min_width", min_width), ("round_to", round_to or 1)):
+    for name, count in (
+        ("min_width", min_width),
+        ("round_to", 1 if round_to is None else round_to),
+    ):
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise ConfigError(f"{name}={count!r} must be a whole number of at least 1")
 

@@ -1,4 +1,4 @@
-"""What stays of a tensor, axis by axis, or two axes together where one's choice depends on the other."""
+"""What stays of a tensor, axis by axis, or two axes together where one depends on the other."""
 
 from __future__ import annotations
 
@@ -42,13 +42,12 @@ def _along(
 def gather(tensor: Tensor, chosen: Selection) -> Tensor:
     """The kept part of a tensor."""
     for dims, mask in chosen:
-        mask = mask.to(tensor.device)
+        index = [i.to(tensor.device) for i in mask.nonzero(as_tuple=True)]  # meta has no nonzero
         if len(dims) == 1:
-            tensor = tensor.index_select(dims[0], mask.nonzero().flatten())
+            tensor = tensor.index_select(dims[0], index[0])
             continue
-        rows = mask.any(1)
         front = tensor.movedim(dims, (0, 1))
-        kept = front[mask].reshape(int(rows.sum()), -1, *front.shape[2:])
+        kept = front[index[0], index[1]].reshape(int(mask.any(1).sum()), -1, *front.shape[2:])
         tensor = kept.movedim((0, 1), dims).contiguous()  # some kernels trust the last stride
     return tensor
 
