@@ -158,12 +158,6 @@ def grouped_mm(op: Op) -> Any:
     return [op.axes(x)[0], op.axes(y)[2]]
 
 
-@rule(aten.bilinear, aten._trilinear)
-def opaque(op: Op) -> Any:
-    """Rare: everything stays."""
-    return None
-
-
 @rule(aten._embedding_bag, aten._embedding_bag_forward_only)
 def embedding_bag(op: Op) -> list[Axes | None]:
     weight = op.axes(op.arg("weight"))
