@@ -1,0 +1,1 @@
+"""One command a file, found by looking: a docstring, EXAMPLES, ``arguments`` and ``run``."""

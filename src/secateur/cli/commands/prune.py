@@ -1,0 +1,161 @@
+"""Prune a model: trace, plan, remove, prove, heal, measure, save."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secateur.cli import config, data, flags, models
+from secateur.cli import run as runs
+from secateur.cli.answer import Answer
+from secateur.cli.arguments import asked, selection, words
+from secateur.cli.config import Config
+from secateur.errors import ConfigError
+
+if TYPE_CHECKING:
+    from secateur.report import Record
+
+log = logging.getLogger(__name__)
+EXAMPLES = (
+    "secateur prune zoo:resnet8 --keep macs=0.5 --recovery fine-tune:epochs=1 --out out",
+    "secateur prune zoo:resnet8 --amount 0.5 --dry-run",
+    "secateur prune --config out/config.yaml --seed 1 --out out-seed1",
+)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Every key of the configuration, and what to do with it."""
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=models.FORMS)
+    parser.add_argument("--config", metavar="FILE", help="YAML file of these settings; flags win")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--dry-run", action="store_true", help="show what would go; write nothing")
+    what.add_argument("--print-config", action="store_true", help="show all settings and stop")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with a run that was killed")
+    again.add_argument("--restart", action="store_true", help="forget a run that was killed")
+    flags.add(parser)
+
+
+def run(options: argparse.Namespace) -> Answer:
+    """Prune, or show what would be done."""
+    chosen = _chosen(options)
+    if options.print_config:
+        return Answer(asdict(chosen), config.text(chosen))
+    if options.dry_run:
+        return _dry_run(chosen)
+    folder = runs.folder_for(chosen)
+    chosen = replace(chosen, out=str(folder))
+    if options.resume and runs.is_finished(folder):
+        runs.check_same(folder, chosen)
+        log.warning("%s holds the finished run: nothing to do", folder)
+        from secateur import report
+
+        return _answer(report.read(folder / "metrics.json"), folder)
+    with runs.claimed(folder, chosen, resume=options.resume, restart=options.restart) as work:
+        command = shlex.join(["secateur", *options.command_line])
+        return _answer(_prune(chosen, folder, work, command, progress=not options.quiet), folder)
+
+
+def _chosen(options: argparse.Namespace) -> Config:
+    """The settings: those of the file, then those of the flags, the rest by default."""
+    values: dict[str, Any] = {}
+    written = flags.given(options)
+    config.check(written, "command line")
+    if options.config is not None:
+        values = config.read(options.config)
+    elif options.resume and options.model is None and "out" in written:
+        values = config.read(runs.stored_config(Path(written["out"])))
+    if options.model is not None:
+        values["model"] = options.model
+    for one, other in (("amount", "keep"), ("keep", "amount")):
+        if one in written and other not in written:
+            values.pop(other, None)  # a flag says what is wanted instead
+    chosen = config.make({**values, **written})
+    if chosen.data is None:
+        found = models.find(str(chosen.model), chosen.original)
+        chosen = replace(chosen, data=found.data or "none")
+    return chosen
+
+
+def _dry_run(chosen: Config) -> Answer:
+    import secateur as sec
+
+    source, model, inputs = models.open_model(chosen)
+    graph = sec.trace(model, inputs)
+    plan = sec.plan(graph, **selection(chosen, asked(chosen))).prepared()
+    small = plan.apply(model)
+    after = sec.measure(small, inputs, against=model, repeats=0)
+    assert after.against is not None
+    record = sec.report.Record(
+        title="What would go (nothing was written)",
+        model=source.spec,
+        before=sec.report.State.of(after.against.dense),
+        after=sec.report.State.of(after),
+        seed=chosen.seed,
+        layers=tuple(
+            sec.report.Layer(c.name, c.kind, c.size, c.size - plan.removed.get(c.name, 0))
+            for c in graph.free.values()
+        ),
+        notes=plan.notes,
+    )
+    answer = {"dry_run": True, "removed": plan.removed, "exact": plan.exact}
+    return Answer(answer | {"report": record.to_dict()}, sec.report.console(record))
+
+
+def _prune(chosen: Config, folder: Path, work: Path, command: str, *, progress: bool) -> Record:
+    import secateur as sec
+    from secateur.cli.resumable import healers
+
+    source, model, inputs = models.open_model(chosen)
+    if not source.trained and chosen.weights is None:
+        log.warning("%s has random weights: accuracy and scores mean nothing", source.spec)
+    found = asked(chosen)
+    if chosen.sensitivity and found.evaluate is None:
+        raise ConfigError("sensitivity needs test data, or evaluate: FILE.py:FUNCTION")
+    what = selection(chosen, found)
+    result = sec.prune(
+        model,
+        inputs,
+        recovery=healers(
+            chosen.recovery, work, seed=chosen.seed, loss=found.loss, progress=progress
+        ),
+        schedule=chosen.schedule,
+        steps=chosen.steps,
+        evaluate=found.evaluate,
+        metric=found.metric,
+        verify=chosen.verify,
+        measure={"repeats": chosen.repeats, "warmup": chosen.warmup},
+        progress=progress,
+        **what,
+    )
+    fields: dict[str, Any] = {"model": source.spec, "command": command}
+    fields["settings"] = {**result.report.settings, "recovery": words(chosen.recovery)}
+    if found.data is not None:
+        hashed = data.fingerprint(found.train)
+        fields["data"] = sec.report.Data(found.data.description, hashed)
+    if chosen.sensitivity and found.evaluate is not None:
+        shared = {
+            key: what[key] for key in ("criterion", "data", "loss", "ignore", "kinds", "seed")
+        }
+        fields["sensitivity"] = sec.sensitivity(
+            model, inputs, found.evaluate, amounts=chosen.sensitivity, **shared
+        )
+    result = result.described(**fields)
+    result.save(folder)
+    runs.finish(folder, chosen)
+    return result.report
+
+
+def _answer(record: Record, folder: Path) -> Answer:
+    from rich.console import Group
+    from rich.text import Text
+
+    from secateur import report
+
+    files = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    shown = Group(report.console(record), Text(f"{folder}/: {', '.join(files)}"))
+    return Answer({"out": str(folder), "files": files, "report": record.to_dict()}, shown)

@@ -1,0 +1,226 @@
+"""Where a model comes from: ``zoo:resnet20``, ``timm:NAME``, ``hf:DIR``, ``file.py:build``, ..."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secateur.cli import code, shapes
+from secateur.cli.source import FORMS, PRETRAINED, Source
+from secateur.errors import ConfigError, StoreError
+from secateur.names import unknown
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from secateur.cli.config import Config
+
+
+def find(spec: str, original: str | None = None) -> Source:
+    """The source that a spec means.
+
+    Args:
+        spec: One of ``FORMS``.
+        original: For a folder of ours: the architecture that was pruned; default: what the folder's
+            config.yaml says, unless that is Python code.
+
+    Raises:
+        ConfigError: No such model, or a package is missing (MissingExtraError).
+
+    Example:
+        >>> find("zoo:resnet8").data
+        'zoo:fashion_mnist'
+    """
+    from secateur.cli import packages
+
+    kinds = {
+        "zoo": _zoo,
+        "torchvision": packages.torchvision,
+        "timm": packages.timm,
+        "hf": packages.huggingface,
+    }
+    kind, colon, name = spec.partition(":")
+    if colon and kind in kinds:
+        return kinds[kind](name)
+    if code.is_code(spec):
+        return _code(spec)
+    if Path(spec).is_dir():
+        return _saved(Path(spec), original)
+    if colon:
+        raise ConfigError(unknown("kind of model", kind, kinds, f"a model is {FORMS}"))
+    raise ConfigError(f"there is no model {spec!r}: a model is {FORMS}")
+
+
+def model(source: Source, weights: str | None = None) -> nn.Module:
+    """A fresh model of a source, in evaluation mode.
+
+    Args:
+        source: From ``find``.
+        weights: None for what the source comes with, ``pretrained`` to download, or a safetensors
+            file with a state dict.
+
+    Raises:
+        StoreError: The weights cannot be read, or are of another model.
+    """
+    if weights in (None, PRETRAINED):
+        return source.load(weights == PRETRAINED).eval()
+    made = source.build()
+    _read(made, Path(str(weights)))
+    return made.eval()
+
+
+def open_model(config: Config) -> tuple[Source, nn.Module, Any]:
+    """The source, the model and the example inputs that a configuration names.
+
+    Raises:
+        ConfigError: No such model, or its example inputs must be given.
+    """
+    import torch
+
+    torch.manual_seed(config.seed)
+    if config.threads is not None:
+        if config.threads < 1:
+            raise ConfigError(f"threads={config.threads}: give at least 1")
+        torch.set_num_threads(config.threads)
+    if config.batch < 1:
+        raise ConfigError(f"batch={config.batch}: give at least 1")
+    source = find(str(config.model), config.original)
+    made = model(source, config.weights)
+    if config.inputs:
+        inputs = shapes.inputs(config.inputs, config.seed)
+    elif source.inputs is not None:
+        inputs = source.inputs(made, config.batch)
+    else:
+        raise ConfigError(
+            f"{config.model} does not say what it takes: give --input 1x3x224x224, or define "
+            "example_inputs() beside the function that builds it"
+        )
+    return source, *_placed(made, inputs, config)
+
+
+def _placed(made: nn.Module, inputs: Any, config: Config) -> tuple[nn.Module, Any]:
+    """Model and inputs on the device and of the dtype asked for."""
+    import torch
+
+    from secateur.measure.calling import to_device
+
+    dtype = None if config.dtype is None else getattr(torch, config.dtype, None)
+    if config.dtype is not None and not isinstance(dtype, torch.dtype):
+        raise ConfigError(f"dtype={config.dtype}: give one of torch's, as float32")
+    try:
+        device = torch.device(config.device)
+        made = made.to(device, dtype)
+        inputs = to_device(inputs, device)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise ConfigError(
+            f"device={config.device}, dtype={config.dtype} cannot be had here: {error}"
+        ) from error
+    if dtype is not None:
+        inputs = _cast(inputs, dtype)
+    return made, inputs
+
+
+def _cast(inputs: Any, dtype: Any) -> Any:
+    from torch import Tensor
+    from torch.utils._pytree import tree_map
+
+    def cast(x: Any) -> Any:
+        return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    return tree_map(cast, inputs)
+
+
+def _read(made: nn.Module, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if path.suffix != ".safetensors":
+        raise ConfigError(
+            f"weights={path}: give {PRETRAINED!r} or a .safetensors file (others can hide code); "
+            "safetensors.torch.save_file(model.state_dict(), path) makes one"
+        )
+    try:
+        made.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise StoreError(
+            f"{path} does not hold the weights of this {type(made).__name__}: {error}"
+        ) from error
+
+
+def _zoo(name: str) -> Source:
+    from secateur import zoo
+
+    name = name.replace("-", "_")
+    if name not in zoo.names():
+        raise ConfigError(unknown("model of the zoo called", name, zoo.names()))
+
+    def inputs(_: nn.Module, batch: int) -> Any:
+        return zoo.example_inputs(name, batch)
+
+    data = f"zoo:{zoo.card(name)['data']}"
+    build, load = partial(zoo.build, name), _no_download(f"zoo:{name}", partial(zoo.load, name))
+    return Source(f"zoo:{name}", build, load, inputs, data)
+
+
+def _code(spec: str) -> Source:
+    spec = code.absolute(spec if not spec.endswith(".py") else f"{spec}:build")
+    found = code.find(spec, "build")
+    companion: Any = getattr(code.module_of(spec), "example_inputs", None)
+    where = spec.rpartition(":")[0]
+
+    def build() -> nn.Module:
+        from torch import nn
+
+        made = copy.deepcopy(found) if isinstance(found, nn.Module) else code.call(found, spec)
+        if not isinstance(made, nn.Module):
+            raise ConfigError(f"{spec} gave a {type(made).__name__}: return a torch.nn.Module")
+        return made
+
+    def inputs(_: nn.Module, __: int) -> Any:
+        return code.call(companion, f"{where}:example_inputs")
+
+    return Source(spec, build, _no_download(spec, build), inputs if callable(companion) else None)
+
+
+def _saved(folder: Path, original: str | None) -> Source:
+    from secateur import load
+
+    spec = str(folder.resolve())
+    if not (folder / "plan.json").is_file():
+        raise ConfigError(f"{folder} holds no plan.json: a model is {FORMS}")
+    base = find(original or _original(folder))
+
+    def build() -> nn.Module:
+        return load(base.build, folder)
+
+    return Source(spec, build, _no_download(spec, build), base.inputs, base.data)
+
+
+def _original(folder: Path) -> str:
+    """The architecture that a folder says it was pruned from; never code, which it could bring."""
+    from secateur.cli.config import read
+
+    config = folder / "config.yaml"
+    found = read(config).get("model") if config.is_file() else None
+    if not isinstance(found, str):
+        raise ConfigError(
+            f"{folder} does not say what it was pruned from: pass it as --original MODEL"
+        )
+    if code.is_code(found) and found.partition(":")[0] not in ("zoo", "torchvision", "timm", "hf"):
+        raise ConfigError(
+            f"{folder} was pruned from {found}, which is Python code: if you trust it, pass it as "
+            "--original"
+        )
+    return found
+
+
+def _no_download(spec: str, load: Callable[[], nn.Module]) -> Callable[[bool], nn.Module]:
+    def without(download: bool) -> nn.Module:
+        if download:
+            raise ConfigError(f"{spec} has no weights to download: leave weights={PRETRAINED} out")
+        return load()
+
+    return without
