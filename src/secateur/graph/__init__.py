@@ -1,7 +1,8 @@
 """model -> axes -> unit classes."""
 
 from secateur.graph.classes import Member, UnitClass
+from secateur.graph.export import exported
 from secateur.graph.rules import rule
 from secateur.graph.trace import Graph, trace
 
-__all__ = ["Graph", "Member", "UnitClass", "rule", "trace"]
+__all__ = ["Graph", "Member", "UnitClass", "exported", "rule", "trace"]

@@ -200,7 +200,7 @@ class Recorder(TorchDispatchMode):
         self.consumed: set[tuple[str, int]] = set()
         self.failed_in: str | None = None
         self.unknown: Counter[str] = Counter()
-        self.module_outputs: dict[str, list[Axes]] = {}
+        self.module_outputs: dict[str, Axes] = {}
         self.dispatch = Dispatch()
 
     def set(self, tensor: Tensor, axes: Sequence[Expr], *, zero: bool = True) -> None:
@@ -392,6 +392,8 @@ def is_quiet(name: str) -> bool:
 
 def function_name(func: Any) -> str:
     name = getattr(func, "__name__", str(func))
+    if isinstance(func, torch._ops.OpOverload):
+        return name.partition(".")[0]  # as exported graphs call them: reshape.default
     return "__get__" + str(getattr(func, "__self__", "")) if name == "__get__" else name
 
 

@@ -73,7 +73,7 @@ def corrected(recorded: Recorded, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 _BEYOND_SHAPE = {
-    "__getitem__", "__setitem__", "narrow", "pad", "scaled_dot_product_attention", "group_norm",
+    "__getitem__", "__setitem__", "narrow", "slice", "select", "pad", "constant_pad_nd", "scaled_dot_product_attention", "group_norm",
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
 }  # fmt: skip
 
@@ -248,6 +248,25 @@ def getitem(recorded: Recorded, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return (args[0], new, *args[2:]), kwargs
 
 
+@corrects("slice")
+def slice_(recorded: Recorded, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """``aten.slice``, as exported graphs say it: (self, dim, start, end, step)."""
+    old, given = (list(a) + [None] * (5 - len(a)) for a in (recorded.call.args, args))
+    axis = recorded.call.inputs[0][(given[1] or 0) % len(recorded.call.inputs[0])]
+    moved = _moved(recorded, axis, slice(*given[2:5]), slice(*old[2:5]))
+    new = (*given[:2], moved.start, moved.stop, given[4] or 1)
+    return new[: max(len(args), 4)], kwargs
+
+
+@corrects("select")
+def select(recorded: Recorded, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """``aten.select`` or ``Tensor.select``: (self, dim, index)."""
+    if len(args) < 3:
+        return args, kwargs
+    axis = recorded.call.inputs[0][args[1] % len(recorded.call.inputs[0])]
+    return (*args[:2], _moved(recorded, axis, args[2], recorded.call.args[2])), kwargs
+
+
 def _takes(item: Any) -> int:
     """How many axes an index item uses up."""
     if item is None or item is Ellipsis or isinstance(item, bool):
@@ -327,7 +346,7 @@ def convolution(recorded: Recorded, args: tuple[Any, ...], kwargs: dict[str, Any
     return args, {**kwargs, "groups": new}
 
 
-@corrects("pad")
+@corrects("pad", "constant_pad_nd")
 def pad(recorded: Recorded, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     """Of padding zeros along a prunable axis only those stay that the next layer still reads."""
     output = recorded.call.outputs[0]

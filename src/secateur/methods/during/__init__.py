@@ -1,0 +1,1 @@
+"""Methods that act while a network is trained."""
