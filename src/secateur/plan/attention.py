@@ -119,14 +119,18 @@ def narrow_attention(plan: Plan, path: str, module: nn.MultiheadAttention) -> No
     rows = [plan.masks(prefix + n)[0] for n in names]
     if heads.all() and all(r.all() for r in rows):
         return
-    old_heads, old_width = module.num_heads, module.head_dim
+    if isinstance(module, NarrowAttention):  # pruned before
+        width = module.qk_size
+    else:
+        width = module.embed_dim
+        module.scale = module.head_dim**-0.5
+    old_heads = module.num_heads
     module.__class__ = NarrowAttention
     assert isinstance(module, NarrowAttention)
-    query = rows[0][: module.embed_dim] if packed else rows[0]
-    value = rows[0][2 * module.embed_dim :] if packed else rows[1]
+    query = rows[0][:width] if packed else rows[0]
+    value = rows[0][2 * width :] if packed else rows[1]
     module.qk_size, module.v_size = int(query.sum()), int(value.sum())
     module.num_heads = int(query.view(old_heads, -1).any(1).sum())
     module.head_dim = module.v_size // module.num_heads
-    module.scale = old_width**-0.5
     # Stock encoder layers have a fused path that reads the parameters; this keeps them off it.
     module._qkv_same_embed_dim = False

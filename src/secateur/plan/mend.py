@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,21 +28,24 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def mend(module: nn.Module, edits: Iterable[Edit]) -> None:
-    """Make the module's forward use the edited arguments from now on."""
-    table: dict[tuple[str, int], list[Edit]] = {}
-    for edit in (*getattr(module, _EDITS, ()), *edits):
-        table.setdefault((str(edit.function), int(edit.call or 0)), []).append(edit)
+    """Make the module's forward use the edited arguments from now on.
+
+    Edits of a module that was mended before apply to its calls as they are since then.
+    """
+    layers = (*getattr(module, _EDITS, ()), tuple(edits))
     if not isinstance(module, Mended):
         kind = type(module)
         module.__class__ = type(kind.__name__, (Mended, kind), {"__module__": kind.__module__})
-    module.__dict__[_EDITS] = tuple(e for group in table.values() for e in group)
+    module.__dict__[_EDITS] = layers
 
 
 class Mended(nn.Module):
     """A module some of whose calls are made with other arguments."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with Mending(self, self.__dict__[_EDITS]):
+        with ExitStack() as stack:
+            for edits in reversed(self.__dict__[_EDITS]):  # the first are nearest to the calls
+                stack.enter_context(Mending(self, edits))
             return super().forward(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
