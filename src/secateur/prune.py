@@ -16,6 +16,7 @@ from torch import nn
 from secateur import criteria
 from secateur import recovery as recoveries
 from secateur import schedule as schedules
+from secateur.engine.order import generators_kept
 from secateur.errors import ConfigError, DataError, SurgeryError
 from secateur.graph import trace
 from secateur.measure import Measurement
@@ -27,7 +28,6 @@ from secateur.plan.replan import replan
 from secateur.plan.select import plan as make_plan
 from secateur.plan.verify import Verification
 from secateur.recovery import Recovery
-from secateur.recovery.order import generators_kept
 from secateur.report import Metric
 from secateur.result import Result, Seen, make_record, weights_of
 

@@ -92,7 +92,7 @@ def fingerprint(train: Any) -> str:
     All of a ``TensorDataset``; of another data set its length and first samples; of other batches
     the first. Generators are as they were afterwards.
     """
-    from secateur.recovery.order import generators_kept
+    from secateur.engine.order import generators_kept
 
     sha = hashlib.sha256()
     dataset: Any = getattr(train, "dataset", None)
@@ -145,7 +145,7 @@ def judge(
     Returns:
         A function from a model to a number, and what the number is.
     """
-    from secateur.recovery.batches import target_of, task_loss
+    from secateur.engine.batches import target_of, task_loss
     from secateur.report import Metric
 
     first = next(iter(test), None)
@@ -172,8 +172,8 @@ def judge(
 
 
 def _outputs(model: nn.Module, test: Any, batches: int | None) -> Iterator[tuple[Any, Any]]:
+    from secateur.engine.batches import run, take
     from secateur.measure.calling import device_of, to_device
-    from secateur.recovery.batches import run, take
 
     for batch in take(test, batches):
         batch = to_device(batch, device_of(model))
@@ -182,7 +182,7 @@ def _outputs(model: nn.Module, test: Any, batches: int | None) -> Iterator[tuple
 
 def _hits(output: Any, target: Tensor) -> tuple[int, int]:
     """Correct predictions and how many there are; negative targets do not count."""
-    from secateur.recovery.batches import logits_of
+    from secateur.engine.batches import logits_of
 
     logits = logits_of(output)
     last = logits.shape[:-1] == target.shape

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.engine.batches import run, take, task_loss
 from secateur.engine.gates import Gates
 from secateur.engine.gradients import (
     Gradients,
@@ -19,12 +20,11 @@ from secateur.engine.gradients import (
     twice_differentiable,
 )
 from secateur.engine.inputs import ClassInputs, LayerInputs
+from secateur.engine.order import epoch_batches, generators_kept
 from secateur.errors import ConfigError, DataError
 from secateur.graph import Graph, UnitClass
 from secateur.measure.calling import describe, device_of, evaluating, to_device, unfused
 from secateur.names import unknown
-from secateur.recovery.batches import run, take, task_loss
-from secateur.recovery.order import epoch_batches, generators_kept
 
 # Every statistic by name, and what it is of. Those of a parameter have its shape, or go along the
 # input axis of its layer; those of a class are one number a unit, shape (size,).

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from secateur.engine.batches import Forward, require, require_finite, run, take
 from secateur.errors import DataError
 from secateur.measure.calling import device_of, evaluating, to_device
-from secateur.recovery.batches import Forward, require, require_finite, run, take
 from secateur.recovery.registry import member
 
 

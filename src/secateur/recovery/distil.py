@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from secateur.engine.batches import logits_of, require, require_teacher, run, target_of, task_loss
 from secateur.errors import ConfigError
 from secateur.measure.calling import device_of, evaluating, to_device, unfused
-from secateur.recovery.batches import logits_of, require, require_teacher, run, target_of, task_loss
 from secateur.recovery.fine_tune import FineTune
 from secateur.recovery.registry import member
 from secateur.recovery.training import train

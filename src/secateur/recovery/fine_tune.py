@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur.recovery.batches import Forward, Loss, require, run, task_loss
+from secateur.engine.batches import Forward, Loss, require, run, task_loss
 from secateur.recovery.registry import member
 from secateur.recovery.training import train
 

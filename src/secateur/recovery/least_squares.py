@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.engine.batches import Forward, require, require_finite, require_teacher, take
 from secateur.errors import ConfigError, DataError
-from secateur.recovery.batches import Forward, require, require_finite, require_teacher, take
 from secateur.recovery.kept import kept_indices
 from secateur.recovery.moments import (
     Moments,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from secateur.engine.batches import Forward, run
 from secateur.measure.calling import device_of, evaluating, to_device, unfused
-from secateur.recovery.batches import Forward, run
 
 _nothing = torch.zeros(())
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
+from secateur.engine.batches import require_finite
 from secateur.engine.checkpoint import digest, load_state, restore_rng, rng_state, save_state
+from secateur.engine.order import epoch_batches, generators_kept
 from secateur.errors import ConfigError, DataError, StoreError
 from secateur.measure.calling import describe, device_of, evaluating, to_device
-from secateur.recovery.batches import require_finite
 from secateur.recovery.optimization import build_optimizer, set_rate
-from secateur.recovery.order import epoch_batches, generators_kept
 
 if TYPE_CHECKING:
     from secateur.recovery.fine_tune import FineTune
