@@ -7,44 +7,41 @@ Example:
     >>> model = sec.load(build_model(), "out")
 """
 
-from secateur import criteria, errors, recovery, report, schedule, scope, zoo
-from secateur.analyse import pareto, sensitivity
-from secateur.errors import SecateurError
-from secateur.graph import Graph, UnitClass, rule, trace
-from secateur.measure import Measurement, measure
-from secateur.plan import Plan
-from secateur.plan.select import plan
-from secateur.plan.store import load, save
-from secateur.plan.verify import Verification
-from secateur.plan.verify import masked_model as masked
-from secateur.prune import prune
-from secateur.result import Result
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from secateur.public import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Graph",
-    "Measurement",
-    "Plan",
-    "Result",
-    "SecateurError",
-    "UnitClass",
-    "Verification",
-    "criteria",
-    "errors",
-    "load",
-    "masked",
-    "measure",
-    "pareto",
-    "plan",
-    "prune",
-    "recovery",
-    "report",
-    "rule",
-    "save",
-    "schedule",
-    "scope",
-    "sensitivity",
-    "trace",
-    "zoo",
-]
+# Importing torch takes seconds, which `secateur --help` need not wait for: names come on demand.
+_MODULES = {"criteria", "errors", "recovery", "report", "schedule", "scope", "zoo"}
+_FUNCTIONS = {"measure", "plan", "prune"}  # public functions that a module has the name of
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"secateur.{name}")
+    if name == "__all__" or not name.startswith("_"):
+        public = importlib.import_module("secateur.public")
+        if name == "__all__" or name in public.__all__:
+            return getattr(public, name)
+    raise AttributeError(f"module 'secateur' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *importlib.import_module("secateur.public").__all__})
+
+
+class _Package(ModuleType):
+    """The package, in which importing the folder ``plan`` does not hide the function ``plan``."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _FUNCTIONS and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

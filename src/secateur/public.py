@@ -1,0 +1,41 @@
+"""The public names, all of them; the package takes them from here when one is first used."""
+
+from secateur import criteria, errors, recovery, report, schedule, scope, zoo
+from secateur.analyse import pareto, sensitivity
+from secateur.errors import SecateurError
+from secateur.graph import Graph, UnitClass, rule, trace
+from secateur.measure import Measurement, measure
+from secateur.plan import Plan
+from secateur.plan.select import plan
+from secateur.plan.store import load, save
+from secateur.plan.verify import Verification
+from secateur.plan.verify import masked_model as masked
+from secateur.prune import prune
+from secateur.result import Result
+
+__all__ = [
+    "Graph",
+    "Measurement",
+    "Plan",
+    "Result",
+    "SecateurError",
+    "UnitClass",
+    "Verification",
+    "criteria",
+    "errors",
+    "load",
+    "masked",
+    "measure",
+    "pareto",
+    "plan",
+    "prune",
+    "recovery",
+    "report",
+    "rule",
+    "save",
+    "schedule",
+    "scope",
+    "sensitivity",
+    "trace",
+    "zoo",
+]
