@@ -68,7 +68,8 @@ def masked(plan: Plan, name: str, tensor: Tensor) -> Tensor:
 
     What a parametrization starts from gets a tiny number instead: weight norm divides by its length.
     """
-    fill = 1e-12 if ".parametrizations." in f".{name}" else 0
+    of_old_weight_norm = name.endswith("_v") and f"{name[:-1]}g" in plan.axes
+    fill = 1e-12 if of_old_weight_norm or ".parametrizations." in f".{name}" else 0
     return fill_in(tensor.detach().clone(), plan.selection(name), fill)
 
 
