@@ -117,6 +117,27 @@ def test_the_gate_of_a_head_is_the_derivative_with_respect_to_its_factor(queries
     assert checked >= 6
 
 
+def test_gates_of_concatenated_classes_do_not_meet():
+    class Cat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(1, 2, 1), nn.Conv2d(1, 3, 1)
+            self.bn, self.c = nn.BatchNorm2d(5), nn.Conv2d(5, 1, 1)
+
+        def forward(self, x):
+            return self.c(self.bn(torch.cat([self.a(x), self.b(x)], 1))).mean((1, 2, 3))
+
+    torch.manual_seed(0)
+    net, x, y = Cat().eval(), torch.randn(3, 1, 2, 2), torch.randn(3)
+    found = collect(trace(net, x), {"gate"}, [(x, y)]).classes
+    F.mse_loss(net(x), y).backward()
+    bn = (net.bn.weight * net.bn.weight.grad + net.bn.bias * net.bn.bias.grad).detach()
+    for name, part in (("a", bn[:2]), ("b", bn[2:])):
+        layer = net.get_submodule(name)
+        own = (layer.weight * layer.weight.grad).flatten(1).sum(1) + layer.bias * layer.bias.grad
+        assert_close(found[name].gate, part + own.detach())
+
+
 def test_activity_is_what_the_next_layers_see(residual, residual_graph, images):
     found = collect(residual_graph, {"activation", "zero_fraction", "rank"}, images).classes
     stem = next(c for c in residual_graph.free.values() if c.size == 4)

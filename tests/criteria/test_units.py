@@ -11,7 +11,7 @@ from secateur.engine.statistics import collect
 from secateur.errors import ConfigError, DataError
 from secateur.granularity import units
 from secateur.granularity.units import REDUCTIONS, joined, score, unit_rows, unit_sum
-from secateur.graph import trace
+from secateur.graph import Member, trace
 
 
 def class_of(graph, tensor, axis, kind=None):
@@ -208,12 +208,43 @@ def test_an_axis_in_which_a_unit_occurs_twice_counts_once():
     assert_close(unit_rows(net.q.weight, m, 3), halves)
 
 
-def test_unit_sum_and_rows_ignore_positions_of_no_unit():
-    class M:
-        axis, unit = 0, torch.tensor([1, -1, 0, 1])
+class Groups(nn.Module):
+    """Grouped convolutions: every group may choose its own channels."""
 
-    assert unit_sum(torch.tensor([1.0, 9.0, 2.0, 4.0]), M.unit, 2).tolist() == [2.0, 5.0]
-    rows = unit_rows(torch.tensor([[1.0], [9.0], [2.0], [4.0]]), M, 2)
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 1, bias=False)
+        self.b = nn.Conv2d(8, 12, 3, groups=2, bias=False)
+        self.c = nn.Conv2d(12, 4, 1, bias=False)
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x).relu()).relu()).mean((2, 3))
+
+
+def test_fibred_classes_are_scored_in_every_group():
+    torch.manual_seed(0)
+    net = Groups().eval()
+    graph = trace(net, torch.randn(2, 3, 5, 5))
+    own = [c for c in graph.free.values() if c.over]
+    assert [c.size for c in own] == [4, 6]
+    found = score(graph, own, criteria.find("l2"), reduction="sum", normalizer="none", fibred=True)
+    a, b, c = (w.weight.detach().square() for w in (net.a, net.b, net.c))
+    inner = a.sum((1, 2, 3)).view(2, 4) + b.view(2, 6, 4, 9).sum((1, 3))
+    outer = b.sum((1, 2, 3)).view(2, 6) + c.sum((0, 2, 3)).view(2, 6)
+    assert_close(found[own[0].name], inner)
+    assert_close(found[own[1].name], outer)
+    together = score(graph, own, criteria.find("l2"), reduction="sum", normalizer="none")
+    assert_close(together[own[0].name], inner.sum(0))
+    filters = score(graph, own, criteria.find("fpgm"), normalizer="none", fibred=True)
+    f = net.b.weight.detach().flatten(1)
+    naive = torch.tensor([sum(float((p - q).norm()) for q in f) for p in f])
+    assert_close(filters[own[1].name].flatten(), naive)
+
+
+def test_unit_sum_and_rows_ignore_positions_of_no_unit():
+    m = Member("w", 0, torch.tensor([1, -1, 0, 1]), True)
+    assert unit_sum(torch.tensor([1.0, 9.0, 2.0, 4.0]), m.unit, 2).tolist() == [2.0, 5.0]
+    rows = unit_rows(torch.tensor([[1.0], [9.0], [2.0], [4.0]]), m, 2)
     assert rows.tolist() == [[2.0, 0.0], [1.0, 4.0]]
 
 

@@ -75,8 +75,8 @@ def unit_sum(values: Tensor, unit: Tensor, size: int) -> Tensor:
 
 def unit_rows(tensor: Tensor, member: Member, size: int) -> Tensor:
     """The elements of each unit as a row, zero-filled if uneven: (size, elements of a unit)."""
-    rows = tensor.detach().float().movedim(member.axis, 0).reshape(tensor.shape[member.axis], -1)
-    unit = member.unit.to(rows.device)
+    rows, unit = positions(tensor.detach().float(), member, size)
+    unit = unit.to(rows.device)
     at = (unit >= 0).nonzero().squeeze(1)
     at = at[unit[at].argsort(stable=True)]
     owner = unit[at]
@@ -100,6 +100,42 @@ def joined(c: UnitClass) -> list[Member]:
     return [m for members in found.values() for m in members]
 
 
+def split(graph: Graph, c: UnitClass) -> UnitClass:
+    """A class chosen anew for every unit of another, as one class of all these pairs.
+
+    Unit u of the other's unit b is number b * size + u. Where the other class lies along another
+    axis, the member keeps its units, and ``positions`` numbers the pairs.
+    """
+    assert c.over is not None
+    members = []
+    for m in c.members:
+        if m.over is not None and m.over[0] == m.axis:
+            base = m.over[1]
+            unit = torch.where((m.unit >= 0) & (base >= 0), base * c.size + m.unit, -1)
+            members.append(replace(m, unit=unit, over=None))
+        elif m.over is not None:
+            members.append(m)
+    return replace(c, size=graph.classes[c.over].size * c.size, members=tuple(members), over=None)
+
+
+def _alike(c: UnitClass) -> UnitClass:
+    """A class whose units go everywhere or nowhere."""
+    return replace(c, members=tuple(replace(m, over=None) for m in c.members)) if c.over else c
+
+
+def positions(tensor: Tensor, m: Member, size: int) -> tuple[Tensor, Tensor]:
+    """A tensor as rows, one a position, and the unit of each; pairs of positions of two axes."""
+    if m.over is None:
+        return tensor.movedim(m.axis, 0).reshape(tensor.shape[m.axis], -1), m.unit
+    other, base = m.over
+    each = size // (int(base.max()) + 1)
+    unit = torch.where(
+        (m.unit[:, None] >= 0) & (base[None] >= 0), base[None] * each + m.unit[:, None], -1
+    )
+    rows = tensor.movedim((m.axis, other), (0, 1))
+    return rows.reshape(unit.numel(), -1), unit.flatten()
+
+
 def is_bias(tensor: str, shape: tuple[int, ...]) -> bool:
     """True for one-dimensional parameters that shift, as opposed to scale."""
     leaf = tensor.rpartition(".")[2]
@@ -114,6 +150,7 @@ def score(
     *,
     reduction: str | None = None,
     normalizer: str | None = None,
+    fibred: bool = False,
 ) -> dict[str, Tensor]:
     """Score every unit of the given classes.
 
@@ -124,6 +161,8 @@ def score(
         statistics: What the criterion needs, as ``engine.statistics.collect`` gathers it.
         reduction: How coupled tensors become one score; default: the criterion's own.
         normalizer: How the scores of a class are scaled; default: the criterion's own.
+        fibred: Score a class that may be chosen anew for every unit of another (a head's own
+            dimensions) in each of these: shape (units of the other, size).
 
     Returns:
         Class name -> scores of shape (size,), float32 on the CPU, higher = keep. A class of which
@@ -142,9 +181,10 @@ def score(
         if name not in known:
             raise ConfigError(unknown(what, name, known))
     classes = list(classes)
+    whole = [split(graph, c) if fibred and c.over else _alike(c) for c in classes]
     statistics = statistics or Statistics()
     with torch.no_grad():
-        parts = _SCORERS[criterion.level](graph, classes, criterion, statistics)
+        parts = _SCORERS[criterion.level](graph, whole, criterion, statistics)
         scores = {}
         for c in classes:
             if not parts[c.name]:
@@ -153,6 +193,8 @@ def score(
             if not together.isfinite().all():
                 raise DataError(_not_finite(graph, c, criterion))
             scores[c.name] = NORMALIZERS[normalizer](together)
+            if fibred and c.over:
+                scores[c.name] = scores[c.name].view(-1, c.size)
     return scores
 
 
@@ -181,6 +223,10 @@ def _elements(
         along: dict[int, Tensor] = {}
         for c, k in uses:
             m = members[c.name][k]
+            if m.over is not None:
+                rows, unit = positions(scores, m, c.size)
+                found[c.name, k] = unit_sum(rows.sum(1), unit, c.size)
+                continue
             if m.axis not in along:
                 along[m.axis] = scores.movedim(m.axis, 0).reshape(scores.shape[m.axis], -1).sum(1)
             found[c.name, k] = unit_sum(along[m.axis], m.unit, c.size)
@@ -246,7 +292,9 @@ def _classes(
         ):
             parts[c.name] = []
         else:
-            parts[c.name] = [criterion(None, measured or Stats(c.name, size=c.size))]
+            scores = criterion(None, measured or Stats(c.name, size=c.size))
+            # What was measured of a class holds for it in every unit of another.
+            parts[c.name] = [scores.repeat(c.size // len(scores))]
     return parts
 
 

@@ -66,12 +66,14 @@ def _count(axis: Axis, kept: Mapping[str, int], masks: Callable[[], Mapping[str,
             return axis
         case str():
             return kept[axis]
+        case ("over", str() as name, _):
+            return kept[name]
         case ("prod", *parts):
             return prod(_count(p, kept, masks) for p in parts)
         case ("sum", *parts):
             return sum(_count(p, kept, masks) for p in parts)
     found = masks()
-    return int(axis_mask(axis, found, {n: len(m) for n, m in found.items()}).sum())
+    return int(axis_mask(axis, found, {n: m.shape[-1] for n, m in found.items()}).sum())
 
 
 def cost(graph: Graph, metric: str) -> Cost:
@@ -142,7 +144,12 @@ def dense_cost(form: Cost, graph: Graph) -> float:
 def plan_cost(form: Cost, graph: Graph, keep: Mapping[str, Tensor]) -> float:
     """The cost of a plan's masks."""
     masks = {n: keep.get(n, torch.ones(k, dtype=torch.bool)) for n, k in graph.sizes.items()}
-    return form({n: int(m.sum()) for n, m in masks.items()}, lambda: masks)
+    return form({n: _width(m) for n, m in masks.items()}, lambda: masks)
+
+
+def _width(mask: Tensor) -> int:
+    """Units kept; of a class chosen anew for every unit of another, in each of these."""
+    return int(mask.reshape(-1, mask.shape[-1])[0].sum())
 
 
 class Budget:
@@ -201,7 +208,7 @@ def meet(
     """
     n = len(order.units)
     index = torch.arange(n)
-    gone = {name: int((~m).sum()) for name, m in fixed.items()}
+    gone = {name: m.shape[-1] - _width(m) for name, m in fixed.items()}
     budget = Budget(graph, keep, order, gone)
 
     def filled(chosen: Tensor) -> float:
@@ -323,7 +330,7 @@ def _impossible(budget: Budget, fixed: Mapping[str, Tensor], everything: Tensor)
     form, left = budget.forms[metric], fractions[metric]
     masks = {**fixed, **budget.masks(everything)}
     full = {n: masks.get(n, torch.ones(k, dtype=torch.bool)) for n, k in budget.graph.sizes.items()}
-    kept = {n: int(m.sum()) for n, m in full.items()}
+    kept = {n: _width(m) for n, m in full.items()}
     where = max(form.largest, key=lambda k: _product(form.largest[k], kept, lambda: full))
     share = _product(form.largest[where], kept, lambda: full)
     axes = " x ".join(show_axis(a) for a in form.largest[where])

@@ -40,6 +40,7 @@ def plan(
     overrides: Mapping[str, float] | None = None,
     kinds: str | Sequence[str] | None = None,
     statistical: bool = True,
+    fibred: bool = False,
     max_ratio: float | None = None,
     min_width: int = 1,
     round_to: int | None = None,
@@ -75,6 +76,8 @@ def plan(
             except the dimensions of heads that can go whole, which would thin them twice.
         statistical: False leaves alone classes whose removal differs from zeroing (widths under a
             layer norm).
+        fibred: Choose anew in every head or group which of its own dimensions or channels go, the
+            same number in each; such plans are applied one after the other, not composed.
         max_ratio: Largest fraction of a class that may go; default: 0.9 where classes compete, or
             more if the budget needs it.
         min_width: Fewest units of a class that stay.
@@ -112,7 +115,13 @@ def plan(
     if chosen.needs and statistics is None:
         statistics = collect(graph, chosen.needs, data, loss=loss, classes=classes, seed=seed)
     scores = units.score(
-        graph, classes, chosen, statistics, reduction=reduction, normalizer=normalizer
+        graph,
+        classes,
+        chosen,
+        statistics,
+        reduction=reduction,
+        normalizer=normalizer,
+        fibred=fibred,
     )
     scored = [c for c in classes if c.name in scores]
     if not scored:
@@ -133,6 +142,7 @@ def plan(
         "overrides": dict(overrides or {}),
         "kinds": kinds if isinstance(kinds, str | None) else list(kinds),
         "statistical": statistical,
+        "fibred": fibred,
         "max_ratio": max_ratio,
         "min_width": min_width,
         "round_to": round_to,

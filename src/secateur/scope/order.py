@@ -52,7 +52,8 @@ class Order:
 
     Attributes:
         classes: Names of the classes; bundles refer to them by position.
-        rank: Class name -> for every unit how many units of its class go before it.
+        rank: Class name -> for every unit how many units of its class go before it; shaped as the
+            scores.
         which: Class of every bundle.
         units: Number of units of every bundle.
         at: The pool's fraction removed at which each bundle goes: half-way through it, so that
@@ -87,6 +88,11 @@ def order(
     A bundle is the fewest units of a class that may go together (one, unless ``round_to``); its
     score is their mean, and never lower than that of the bundle before it. Ties go by order of
     classes, then of units, so the result is the same on every machine.
+
+    Args:
+        pools: Classes that compete.
+        scores: Class name -> scores of shape (size,), or (units of ``over``, size).
+        limits: How far each may shrink.
     """
     names: list[str] = []
     rank: dict[str, Tensor] = {}
@@ -95,14 +101,14 @@ def order(
         total = sum(c.size for c in pool)
         pool_which, pool_units, pool_scores = [], [], []
         for c in pool:
-            s = scores[c.name].double()
-            by_score = s.argsort(stable=True)
-            rank[c.name] = torch.empty_like(by_score)
-            rank[c.name][by_score] = torch.arange(c.size)
+            by_score = scores[c.name].argsort(stable=True)
+            rank[c.name] = by_score.argsort()
+            # Of a class chosen anew for every unit of another, what goes in each goes together.
+            ascending = scores[c.name].double().gather(-1, by_score).reshape(-1, c.size).mean(0)
             widths = torch.tensor(limits.widths(c))
             count = widths[:-1] - widths[1:]
             ends = c.size - widths[1:]
-            cumulative = torch.cat([s.new_zeros(1), s[by_score].cumsum(0)])
+            cumulative = torch.cat([ascending.new_zeros(1), ascending.cumsum(0)])
             mean = (cumulative[ends] - cumulative[ends - count]) / count
             pool_which.append(torch.full((len(count),), len(names)))
             pool_units.append(count)
