@@ -34,8 +34,8 @@ def main() -> None:
     parser.add_argument("--only", action="append", metavar="NAME", help="repeatable")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--redo", choices=["all", "failed"], nargs="?", const="all")
-    parser.add_argument("--seconds", type=float, default=240, help="limit for one model")
-    parser.add_argument("--gigabytes", type=float, default=6, help="limit for one model")
+    parser.add_argument("--seconds", type=float, default=240, help="CPU time for one model")
+    parser.add_argument("--gigabytes", type=float, default=6, help="memory for one model")
     parser.add_argument("--no-page", action="store_true", help="leave docs/coverage.md alone")
     options = parser.parse_args()
 
@@ -79,7 +79,7 @@ def run(todo: list[Any], jobs: int, seconds: float, gigabytes: float) -> None:
 
     import secateur  # noqa: F401 - loaded once, before forking
 
-    preload({case.set for case in todo})
+    warm_up({case.set for case in todo})
     torch.set_num_threads(1)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
@@ -130,10 +130,18 @@ def run(todo: list[Any], jobs: int, seconds: float, gigabytes: float) -> None:
         time.sleep(0.05)
 
 
-def preload(sets: set[str]) -> None:
-    """Import the libraries of the sets once, so that children need not."""
+def warm_up(sets: set[str]) -> None:
+    """Load once what every child would load anew: the libraries, and what a first trace imports."""
+    import torch
+
+    from secateur.graph import trace
+
+    trace(torch.nn.Linear(2, 2), torch.zeros(2, 2))
     if "transformers" in sets:
-        import transformers  # noqa: F401
+        import transformers
+
+        assert transformers.BertModel  # its modules, and what all models share, load on first use
+        assert transformers.LlamaForCausalLM
     if "timm" in sets:
         import timm  # noqa: F401
     if "geometric" in sets:

@@ -1,4 +1,4 @@
-"""Run a function in a forked child within limits of time and memory.
+"""Run a function in a forked child within limits of processor time and memory.
 
 What happens to the child - an error, an endless loop, a kill - becomes a value.
 """
@@ -57,13 +57,14 @@ class Child:
                 why = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
                 self.progress.setdefault("cause", why)
             return self.progress
-        elapsed = time.monotonic() - self.began
-        if elapsed > self.seconds:
-            return self._stop(f"not finished after {self.seconds:.0f} s")
         try:
-            resident = psutil.Process(self.process.pid).memory_info().rss
+            process = psutil.Process(self.process.pid)
+            busy, resident = sum(process.cpu_times()[:2]), process.memory_info().rss
         except psutil.NoSuchProcess:
             return None
+        waited = time.monotonic() - self.began
+        if busy > self.seconds or waited > 10 * self.seconds:
+            return self._stop(f"not finished after {busy:.0f} s")
         if resident > self.gigabytes * 2**30:
             return self._stop(f"more than {self.gigabytes:g} GB")
         return None

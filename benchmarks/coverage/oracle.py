@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 TOLERANCE = 1e-4
+# Nothing beside what stays, yet its length is not 0: weight norm divides a removed row by it.
+NEARLY_ZERO = 1e-18
 Kept = tuple[tuple[int, ...], Tensor]
 
 
@@ -30,7 +32,9 @@ def masked(model: nn.Module, kept: Mapping[str, Sequence[Kept]]) -> nn.Module:
     tensors |= dict(copy.named_buffers(remove_duplicate=False))
     for name, choices in kept.items():
         for dims, stays in choices:
-            tensors[name].movedim(dims, tuple(range(len(dims))))[~stays] = 0
+            tensor = tensors[name]
+            zero = NEARLY_ZERO if tensor.is_floating_point() else 0
+            tensor.movedim(dims, tuple(range(len(dims))))[~stays] = zero
     return copy
 
 

@@ -30,14 +30,20 @@ can be pruned; the smaller model then runs on the same inputs. **No hint of any 
 ignored layers, no head counts, no patched forwards.
 
 - *traced*: the share of all parameters that lie along a prunable class.
-- *exact*: only classes for which removing equals zeroing. `error` is the relative difference (float32,
-  Euclidean norm) between the pruned model and a copy of the dense one in which what went is zero,
-  made by a naive check that is independent of the library (`benchmarks/coverage/oracle.py`). Proven
-  means error < {TOLERANCE:g} *and* that pruning changed the output at least {10 * TOLERANCE:g}, so the
-  check can fail. Biases, norm weights, layer scales and running statistics are randomised first.
-- *statistical*: with the classes too that a norm or a softmax runs over. The pruned model must run and
-  keep its output shapes; `verify` is the library's own proof, `neutral` the naive check with the
-  statistics taken out of the norms (not conclusive where a softmax runs over a pruned axis).
+- *exact*: only classes for which removing equals zeroing. `error` is the relative difference
+  (float32, Euclidean norm) between the pruned model and a copy of the dense one in which what went
+  is zero, made by a naive check that is independent of the library
+  (`benchmarks/coverage/oracle.py`). Proven means error < {TOLERANCE:g} *and* that pruning changed
+  the output by at least {10 * TOLERANCE:g}, so the check can fail. Biases, norm weights, layer
+  scales and running statistics are randomised first.
+- *statistical*: with the classes too that a norm or a softmax runs over. The pruned model must run
+  and keep its output shapes; `verify` is the library's own proof,
+  `neutral` the naive check with the statistics taken out of the norms (not conclusive where a
+  softmax runs over a pruned axis).
+
+Times are process CPU seconds with one thread, for the exact pass.
+`classes halved` counts the prunable classes that lost half of their units; others were given back
+because a forward could not say the new size, which the plan notes.
 
 The command that makes this page, resuming what is finished:
 
@@ -153,15 +159,12 @@ def table(name: str, rows: list[dict[str, Any]]) -> str:
             return percent(facts["parameters"] / size) if facts.get("parameters") and size else ""
 
         halved = f"{exact['halved']}/{exact['eligible']}" if "halved" in exact else ""
-        plan = [
-            f["plan_seconds"] + f["prepare_seconds"] for f in (exact,) if "prepare_seconds" in f
-        ]
         lines.append(
             f"| {row['name']} | {count(size)} | {percent(row.get('share'))} | {halved} "
-            f"| {left(exact)} | {'yes' if passed(row) else '**no**'} | {number(exact.get('error'))} "
-            f"| {number(exact.get('changed'))} | {left(both)} "
+            f"| {left(exact)} | {'yes' if passed(row) else '**no**'} "
+            f"| {number(exact.get('error'))} | {number(exact.get('changed'))} | {left(both)} "
             f"| {'yes' if both.get('verify_ok') else '**no**'} | {number(both.get('error'))} "
-            f"| {seconds(row.get('trace_seconds'))} | {seconds(plan[0] if plan else None)} "
+            f"| {seconds(row.get('trace_seconds'))} | {seconds(exact.get('plan_seconds'))} "
             f"| {seconds(exact.get('apply_seconds'))} |"
         )
     return "\n".join(lines) + "\n"
