@@ -95,6 +95,9 @@ def test_examples_of_folding_hold():
     assert repeats.fold(["b.0", "b.2", "b.3", "b.4"]) == ["b.{0,2..4}"]
     assert repeats.listing(["a.x", "a.y", "b", "c"]) == "a.{x, y}, b, c"
     assert repeats.listing(list("abcdefg"), most=3) == "a, b, c, 4 more"
+    assert repeats.listing(["n.a", "n.b.0", "n.b.1"], inside="n") == "….a, ….b.{0,1}"
+    assert repeats.shared(["m.{0..3}.a.x", "m.{0..3}.a.y", "m.{0..3}.b"]) == "m.{0..3}"
+    assert repeats.shared(["a", "a.b"]) == ""
 
 
 # The table.

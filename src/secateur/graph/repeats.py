@@ -55,19 +55,42 @@ def _choice(found: Sequence[str]) -> str:
     return "{" + ",".join(shown) + "}"
 
 
-def listing(names: Iterable[str], most: int = 4) -> str:
-    """Folded names separated by commas, those of one parent together, the rest counted."""
+def listing(names: Iterable[str], most: int = 4, *, inside: str = "") -> str:
+    """Folded names separated by commas, those of one parent together, the rest counted.
+
+    Args:
+        names: The names.
+        most: How many to write out.
+        inside: A dotted beginning that the reader already knows; it is written ``…``.
+    """
     siblings: dict[str, list[str]] = {}
     for name in fold(names):
-        parent, _, last = name.rpartition(".")
-        siblings.setdefault(parent or name, []).append(last)
-    shown = [
-        parent if not last[0] or last == [parent] else f"{parent}.{_braced(last)}"
-        for parent, last in siblings.items()
-    ]
+        if inside and name.startswith(f"{inside}."):
+            name = "…" + name[len(inside) :]
+        *parent, last = parts(name)
+        siblings.setdefault(".".join(parent), []).append(last)
+    shown = []
+    for before, those in siblings.items():
+        shown += [f"{before}.{_braced(those)}"] if before else those
     more = len(shown) - most
     # One name is not worth the words that would stand for it.
     return ", ".join(shown) if more <= 1 else ", ".join(shown[:most]) + f", {more} more"
+
+
+def parts(pattern: str) -> list[str]:
+    """A name or pattern cut at its dots, those inside braces aside."""
+    return re.split(r"\.(?![^{]*\})", pattern)
+
+
+def shared(patterns: Iterable[str]) -> str:
+    """The dotted beginning that all names or patterns have in common."""
+    rows = [parts(p)[:-1] for p in patterns]
+    common: list[str] = []
+    for column in zip(*rows, strict=False):
+        if len(set(column)) > 1:
+            break
+        common.append(column[0])
+    return ".".join(common)
 
 
 def _braced(names: Sequence[str]) -> str:

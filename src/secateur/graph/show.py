@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from secateur.graph.classes import UnitClass, module_of
-from secateur.graph.repeats import listing, without_numbers
+from secateur.graph.repeats import fold, listing, shared, without_numbers
 
 if TYPE_CHECKING:
     from secateur.graph.trace import Graph
@@ -122,9 +122,12 @@ def _classes(graph: Graph) -> Table:
         first = group[0]
         makers = [m for c in group for m in owners(c, produces=True)]
         takers = [m for c in group for m in owners(c, produces=False) if m not in set(makers)]
-        ends = " → ".join(filter(None, (listing(makers), listing(takers))))
+        named = listing([c.name for c in group])
+        inside = shared(fold([*(c.name for c in group), *makers, *takers]))
+        inside = inside if len(inside) > 8 else ""
+        ends = [listing(those, inside=inside) for those in (makers, takers) if those]
         result.add_row(
-            Group(Text(listing([c.name for c in group])), Padding(Text(ends), (0, 0, 0, 3))),
+            Group(Text(named), Padding(Text(" → ".join(ends)), (0, 0, 0, 3))),
             first.kind + (f" per {graph.classes[first.over].kind}" if first.over else ""),
             f"{len(group)} × {first.size:,}" if len(group) > 1 else f"{first.size:,}",
             f"{sum(touched(graph, c) for c in group):,.0f}",
