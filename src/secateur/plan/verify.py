@@ -136,7 +136,7 @@ def verify(
 
 
 def _randomised(example_inputs: Any, seed: int) -> Any:
-    """Floating inputs become random ones of the same scale; indices and masks stay valid as given."""
+    """Floating inputs become random ones of the same scale; indices and masks stay as given."""
     generator = torch.Generator().manual_seed(seed)
 
     def fresh(t: Any) -> Any:
@@ -284,20 +284,22 @@ class Reference(TorchDispatchMode):
         axes = iter(op.inputs)
         small = [self._gather(x, next(axes)) if isinstance(x, Tensor) else x for x in leaves]
         new_args, new_kwargs = tree_unflatten(small, spec)
-        if "scaled_dot_product" in op.name and new_kwargs.get("scale") is None:
-            new_kwargs["scale"] = args[0].shape[-1] ** -0.5  # implicit in the dense width
-        result = func(*self._sizes(op, func, args, new_args), **new_kwargs)
+        if "scaled_dot_product" in op.name:
+            result: Any = _attention(func, args[0].shape[-1] ** -0.5, new_args, new_kwargs)
+        else:
+            result = func(*self._sizes(op, func, args, new_args), **new_kwargs)
         # Run as it is, too: its result has the memory layout that later operators depend on.
         plain = func(*args, **kwargs)
-        many = isinstance(result, tuple | list)
+        many, full = isinstance(result, tuple | list), isinstance(plain, tuple | list)
         triples = zip(
-            result if many else [result], plain if many else [plain], op.outputs, strict=True
+            result if many else [result], plain if full else [plain], op.outputs, strict=False
         )
         for kept, out, axes in triples:
             # Second outputs (saved statistics) have no axes of their own, and no reader here.
-            if isinstance(out, Tensor) and axes is not None:
-                if tuple(kept.shape) == tuple(self.plan.counts(a)[1] for a in axes):
-                    out.copy_(self._scatter(kept, axes))
+            if not isinstance(out, Tensor) or axes is None:
+                continue
+            if tuple(kept.shape) == tuple(self.plan.counts(a)[1] for a in axes):
+                out.copy_(self._scatter(kept, axes))
         return plain
 
     def _sizes(self, op: FrozenOp, func: Any, args: Any, new: Any) -> Any:
@@ -323,7 +325,26 @@ class Reference(TorchDispatchMode):
         return scatter(t, self._selection(axes), [self.plan.counts(a)[0] for a in axes])
 
 
-class ReferenceError(Exception):  # noqa: A001, N818 - never leaves this file
+def _attention(func: Any, scale: float, args: Any, kwargs: Any) -> Tensor:
+    """Attention over kept positions: any head widths, and the scale of the dense width."""
+    given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+    q, k, v = given["query"], given["key"], given["value"]
+    mask = given.get("attn_mask", given.get("attn_bias"))
+    causal = bool(given.get("is_causal", False))
+    k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
+    given_scale = given.get("scale")
+    scores = q @ k.transpose(-2, -1) * (scale if given_scale is None else given_scale)
+    if causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(later, float("-inf"))
+    if mask is not None:
+        scores = (
+            scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+        )
+    return scores.softmax(-1) @ v
+
+
+class ReferenceError(Exception):
     """No reference could be computed."""
 
 

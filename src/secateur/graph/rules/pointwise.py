@@ -62,6 +62,8 @@ def _scalar_shift(op: Op) -> bool:
 
 
 def stays_zero(op: Op, tensors: list[Tensor], result: Axes) -> bool:
+    if not tensors:
+        return False
     name = op.name.rstrip("_") if not op.name.startswith("_") else op.name
     if name in _PRODUCTS:
         return any(_clean(op, t, result) for t in tensors)
