@@ -1,0 +1,1 @@
+"""Accuracy of pruned networks: one cell is one network, pruned one way, measured and healed."""
