@@ -11,6 +11,7 @@ from dataclasses import fields, is_dataclass, replace
 from itertools import islice
 from typing import Any
 
+import torch
 from torch import nn
 
 from secateur import criteria
@@ -102,7 +103,10 @@ def prune(
     """
     _check_names("prune", selection, (prune, make_plan), but=("selection", "graph"))
     if not isinstance(measure, bool):
-        _check_names("measure", measure, (measure_cost,), but=("model", "example_inputs"))
+        _check_names(
+            "measure", measure, (measure_cost,), but=("model", "example_inputs", "against")
+        )
+        measure_cost(nn.Identity(), torch.zeros(1), **measure)  # refuses values out of range
     if evaluate is not None and not callable(evaluate):
         raise ConfigError(f"evaluate={evaluate!r}: give a function from a model to a number")
     targets = _targets(amount, keep, selection.pop("overrides", None), schedule, steps)

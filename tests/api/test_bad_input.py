@@ -42,7 +42,7 @@ CASES: list[tuple[dict[str, Any], type[SecateurError], str]] = [
     ({"kinds": ["chanel"]}, ConfigError, "did you mean 'channel'"),
     ({"ignored": ["head"]}, ConfigError, "did you mean 'ignore'"),
     ({"round_to": 0}, ConfigError, "round_to=0"),
-    ({"measure": {"repeats": -1}}, ConfigError, "repeats"),
+    ({"measure": {"repeats": 1}, "recovery": ["bn"]}, ConfigError, "repeats=1"),
     ({"measure": {"repeat": 1}}, ConfigError, "did you mean 'repeats'"),
     ({"evaluate": "accuracy"}, ConfigError, "evaluate"),
 ]
