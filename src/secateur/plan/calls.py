@@ -211,8 +211,12 @@ def narrow(recorded: Recorded, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     given = dict(zip(names, args, strict=False)) | kwargs
     dim = given["dim"] % len(recorded.call.inputs[0])
     axis = recorded.call.inputs[0][dim]
-    start = recorded.kept_before(axis, _old_int(recorded, "start", 2))
+    old = _old_int(recorded, "start", 2)
+    # A start that is a tensor is data, and data only choose along axes that stay whole.
+    start = recorded.kept_before(axis, old) if isinstance(old, int) else given["start"]
     length = recorded.new(recorded.call.outputs[0])[dim]
+    if (start, length) == (given["start"], given["length"]) or not isinstance(old, int):
+        return args, kwargs
     return (args[0], given["dim"], start, length), {}
 
 
