@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from secateur.engine.dataflow import dataflow
 from secateur.engine.gates import gate_places
 from secateur.engine.statistics import STATISTICS, collect
 from secateur.errors import ConfigError, DataError
@@ -80,11 +81,19 @@ def test_a_gate_after_batch_norm_is_gamma_beta_taylor(residual, residual_graph, 
         layer = residual.get_submodule(bn)
         return layer.weight * g[f"{bn}.weight"] + layer.bias * g[f"{bn}.bias"]
 
-    # The class is made twice in a row, by bn1 and by the depthwise convolution with bn2.
-    batches = torch.stack([gate(g, "bn1") + gate(g, "bn2") for g in gradients]).detach()
+    # Four layers in a row make the class; all that it does to the loss passes the last.
+    batches = torch.stack([gate(g, "bn2") for g in gradients]).detach()
     assert_close(found[c.name].gate, batches.mean(0), rtol=1e-4, atol=1e-6)
     assert_close(found[c.name].gate_sq, batches.square().mean(0), rtol=1e-4, atol=1e-8)
-    assert {module for module, _, _ in gate_places(residual_graph, c)} == {"bn1", "bn2"}
+    assert {
+        module for module, _, _ in gate_places(residual_graph, c, dataflow(residual_graph))
+    } == {"bn2"}
+    stem = next(c for c in residual_graph.free.values() if c.size == 4)
+    assert {
+        module for module, _, _ in gate_places(residual_graph, stem, dataflow(residual_graph))
+    } == {"bn0", "bn3"}
+    batches = torch.stack([gate(g, "bn0") + gate(g, "bn3") for g in gradients]).detach()
+    assert_close(found[stem.name].gate, batches.mean(0), rtol=1e-4, atol=1e-6)
 
 
 def test_the_gate_of_a_head_is_the_derivative_with_respect_to_its_factor(queries, queries_graph):
@@ -92,7 +101,7 @@ def test_the_gate_of_a_head_is_the_derivative_with_respect_to_its_factor(queries
     found = collect(queries_graph, {"gate"}, [(x, y)]).classes
     checked = 0
     for c in queries_graph.free.values():
-        places = gate_places(queries_graph, c)
+        places = gate_places(queries_graph, c, dataflow(queries_graph))
         for u in range(c.size):
             losses = []
             for step in (1e-2, -1e-2):

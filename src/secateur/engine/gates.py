@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateur.engine.dataflow import Dataflow, dataflow
 from secateur.graph import Graph, UnitClass
 from secateur.graph.classes import occurrences
 
-# Operators that lie between a layer's product and its batch norm without changing a value.
-_SILENT = ("view", "reshape", "detach", "alias", "empty", "contiguous", "clone", "_to_copy")
 Place = tuple[str, int, Tensor]
 
 
@@ -22,13 +21,15 @@ class Gates:
 
     $\partial L / \partial z_u = \sum a \, \partial L / \partial a$ over all activations $a$ of unit
     $u$, exact whatever follows. A class made in several places, as a residual stream, shares its
-    gates between them. A layer that a batch norm follows at once is gated after the norm.
+    gates between them; a layer whose output only passes on to another that makes the class, as its
+    batch norm, is gated there.
     """
 
     def __init__(self, graph: Graph, classes: Sequence[UnitClass]) -> None:
         self.graph = graph
         device = next((p.device for p in graph.model.parameters()), torch.device("cpu"))
-        places = {c.name: gate_places(graph, c) for c in classes}
+        flow = dataflow(graph)
+        places = {c.name: gate_places(graph, c, flow) for c in classes}
         self.gates = {
             c.name: torch.ones(c.size, device=device, requires_grad=True)
             for c in classes
@@ -39,6 +40,7 @@ class Gates:
             for module, dim, unit in at:
                 self.places.setdefault(module, []).append((name, dim, unit.to(device)))
         self.totals = {n: [torch.zeros_like(z), torch.zeros_like(z)] for n, z in self.gates.items()}
+        self.reached: set[str] = set()  # classes whose gates took part: of others nothing is known
         self.batches = 0
         self.awake = True
 
@@ -69,7 +71,9 @@ class Gates:
                 return None
             first = output[0] if isinstance(output, tuple) else output
             for name, dim, unit in at:
-                if not isinstance(first, Tensor) or first.shape[dim] != len(unit):
+                if not isinstance(first, Tensor) or -dim > first.dim():
+                    return None
+                if first.shape[dim] != len(unit):
                     return None
                 # Positions of no unit have index -1: the one that is appended.
                 z = torch.cat([self.gates[name], self.gates[name].new_ones(1)])[unit]
@@ -87,38 +91,45 @@ class Gates:
             if g is not None:
                 total += g.detach()
                 squares += g.detach().square()
+        self.reached |= {n for n, g in zip(self.totals, grads, strict=True) if g is not None}
 
     def result(self) -> dict[str, dict[str, Tensor]]:
         n = max(self.batches, 1)
-        return {c: {"gate": t / n, "gate_sq": s / n} for c, (t, s) in self.totals.items()}
+        return {
+            c: {"gate": t / n, "gate_sq": s / n}
+            for c, (t, s) in self.totals.items()
+            if c in self.reached
+        }
 
 
-def gate_places(graph: Graph, c: UnitClass) -> list[Place]:
+def gate_places(graph: Graph, c: UnitClass, flow: Dataflow) -> list[Place]:
     """Where a class is gated: module, axis of its output (from the end), unit of each position."""
-    skipped = _before_batch_norm(graph) & set(c.producers)
+    makers = [m for m in c.producers if m in graph.outputs]
     places = []
-    for module in c.producers:
-        if module in skipped or module not in graph.outputs:
-            continue
+    for module in makers:
         axes = graph.outputs[module]
         for i, axis in enumerate(axes):
             for name, unit in occurrences(axis, graph.sizes):
                 if name == c.name:
                     places.append((module, i - len(axes), unit))
-    return places
+    passed = _passed_on(graph, flow, {module for module, _, _ in places})
+    return [place for place in places if place[0] not in passed]
 
 
-def _before_batch_norm(graph: Graph) -> set[str]:
-    """Modules whose product goes straight into a batch norm."""
-    found: set[str] = set()
-    last = ""
-    for op in graph.ops:
-        kind = op.name.split(".")[1] if "." in op.name else op.name
-        if op.work:
-            last = op.module
-        elif "batch_norm" in kind and last:
-            found.add(last)
-            last = ""
-        elif kind not in _SILENT:
-            last = ""
+def _passed_on(graph: Graph, flow: Dataflow, modules: set[str]) -> set[str]:
+    """Those of the modules whose output goes to another of them and nowhere else.
+
+    A convolution before its batch norm, or before a depthwise convolution: gating both would count
+    the unit twice.
+    """
+    last = {op.module: i for i, op in enumerate(graph.ops) if op.module in modules}
+    found = set()
+    for module, at in last.items():
+        while len(flow.readers.get(at, ())) == 1:
+            (at,) = flow.readers[at]
+            if len(flow.inputs[at]) > 1:  # it meets something else, as a shortcut
+                break
+            if graph.ops[at].module in modules - {module}:
+                found.add(module)
+                break
     return found

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from secateur.engine.dataflow import dataflow
 from secateur.graph import Graph, UnitClass
 from secateur.graph.classes import Axis, module_of, occurrences
 
@@ -89,8 +90,9 @@ class ClassInputs(_Hooks):
         self.sizes = {c.name: c.size for c in classes}
         self.inputs: dict[str, list[tuple[str, int, Tensor]]] = {}
         self.outputs: dict[str, list[tuple[str, int, Tensor]]] = {}
+        inputs = module_inputs(graph)
         for c in classes:
-            where, found = self.inputs, consumer_inputs(graph, c)
+            where, found = self.inputs, consumer_inputs(graph, c, inputs)
             if not found:
                 where, found = self.outputs, last_output(graph, c)
             for module, dim, unit in found:
@@ -152,20 +154,22 @@ class ClassInputs(_Hooks):
         return out
 
 
-def consumer_inputs(graph: Graph, c: UnitClass) -> list[tuple[str, int, Tensor]]:
-    """Modules whose input carries the class: name, axis from the end, unit of each position.
-
-    The first product that a module computes reads the module's input.
-    """
-    consumers = {module_of(m.tensor) for m in c.members if not m.produces}
-    found, seen = [], set()
-    for op in graph.ops:
-        if not op.work or op.module in seen or not op.inputs:
-            continue
-        seen.add(op.module)
-        if op.module in consumers:
-            found += _places(graph, op.module, _data_axes(graph, op.inputs), c)
+def module_inputs(graph: Graph) -> dict[str, tuple[Axis, ...]]:
+    """Axes of what each module's first product reads, which is the module's input."""
+    flow = dataflow(graph)
+    found: dict[str, tuple[Axis, ...]] = {}
+    for op, data in zip(graph.ops, flow.inputs, strict=True):
+        if op.work and data:
+            found.setdefault(op.module, op.inputs[data[0]])
     return found
+
+
+def consumer_inputs(
+    graph: Graph, c: UnitClass, inputs: Mapping[str, tuple[Axis, ...]]
+) -> list[tuple[str, int, Tensor]]:
+    """Modules whose input carries the class: name, axis from the end, unit of each position."""
+    consumers = dict.fromkeys(module_of(m.tensor) for m in c.members if not m.produces)
+    return [place for m in consumers if m in inputs for place in _places(graph, m, inputs[m], c)]
 
 
 def last_output(graph: Graph, c: UnitClass) -> list[tuple[str, int, Tensor]]:
@@ -175,12 +179,6 @@ def last_output(graph: Graph, c: UnitClass) -> list[tuple[str, int, Tensor]]:
         if found:
             return found
     return []
-
-
-def _data_axes(graph: Graph, inputs: Sequence[tuple[Axis, ...]]) -> tuple[Axis, ...]:
-    """The input that is not a parameter (addmm's first input is the bias)."""
-    weights = {a for axes in graph.axes.values() for a in (axes, axes[::-1])}
-    return next((a for a in inputs if a not in weights), inputs[0])
 
 
 def _places(

@@ -117,13 +117,15 @@ def cost(graph: Graph, metric: str) -> Cost:
                 terms[axes] += tensors[name].element_size()
                 largest[name] = axes
         size = next((p.element_size() for p in parameters.values()), 4)
-        weights = set(graph.axes.values())
         peak = tuple(
             {
                 (
                     tuple(
-                        a for a in (*op.inputs, *op.outputs) if a is not None and a not in weights
-                    ),
+                        axes
+                        for axes, source in zip(op.inputs, op.sources, strict=True)
+                        if not isinstance(source, str)
+                    )
+                    + tuple(axes for axes in op.outputs if axes is not None),
                     float(size),
                 ): None
                 for op in graph.ops
