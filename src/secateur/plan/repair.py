@@ -162,14 +162,17 @@ def _candidates(graph: Graph, plan: Plan, skeleton: nn.Module, outcome: Outcome)
                 kind = _kind(skeleton, edit.module)
                 wanted[kind][name].setdefault(edit.module, (value, new))
     if not outcome.ok:
-        for module in _up(outcome.module):
-            if module and module not in dict(skeleton.named_modules()):
+        modules = dict(skeleton.named_modules())
+        for path in _up(outcome.module):
+            if path not in modules:
                 continue
-            pairs = _size_changes(graph, plan, module)
-            for name, value in _values(skeleton.get_submodule(module)):
+            pairs, kind = _size_changes(graph, plan, path), _kind(skeleton, path)
+            alike = [m for m in modules if _kind(skeleton, m) == kind]
+            for name, value in _values(modules[path]):
                 if isinstance(value, int) and value in pairs:
-                    kind = _kind(skeleton, module)
-                    wanted[kind][name].setdefault(module, (value, pairs[value]))
+                    for m in alike:  # what one block checks, its sisters check
+                        if getattr(modules[m], name, None) == value:
+                            wanted[kind][name].setdefault(m, (value, pairs[value]))
     return [
         Setting(kind, name, tuple((m, old, new) for m, (old, new) in modules.items()))
         for kind, names in wanted.items()

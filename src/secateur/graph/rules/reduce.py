@@ -39,6 +39,8 @@ def reduction(op: Op) -> Any:
     if not exact:
         for d in dims:
             op.statistical(axes[d])
+    if op.name in ("mean", "var") and dims == [len(axes) - 1] and op.outs[0].dim() == len(axes):
+        op.role(axes[-1], "normalised")  # a norm written out
     if op.name in ("argmax", "argmin"):
         for d in dims:
             op.lock(axes[d], op.name)
