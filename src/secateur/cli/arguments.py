@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from secateur.cli import code, data
 from secateur.cli.config import Config
 from secateur.errors import ConfigError
+from secateur.names import unknown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,11 +67,12 @@ def asked(config: Config, batches: int | None = None) -> Asked:
         metric = Metric(str(config.evaluate).rpartition(":")[2], percent=False)
     elif config.evaluate is None and found is not None and found.test is not None:
         evaluate, metric = data.judge(found.test, loss, batches)
-    changes: dict[str, Any] = dict(config.metric)
-    try:
-        return Asked(found, loss, evaluate, replace(metric, **changes))
-    except TypeError as error:
-        raise ConfigError(f"metric has name, percent and higher_is_better: {error}") from error
+    named: dict[str, Any] = dict(config.metric)
+    known = [entry.name for entry in fields(Metric)]
+    for name in named:
+        if name not in known:
+            raise ConfigError(unknown("entry of metric called", name, known))
+    return Asked(found, loss, evaluate, replace(metric, **named))
 
 
 def selection(config: Config, found: Asked) -> dict[str, Any]:

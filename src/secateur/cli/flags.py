@@ -37,12 +37,13 @@ def add(parser: argparse.ArgumentParser, only: str = "") -> None:
 
 
 def given(options: argparse.Namespace) -> dict[str, Any]:
-    """The keys that flags were given for.
+    """The keys that flags were given for; the model has none.
 
     Raises:
         ConfigError: A text that cannot be read.
     """
-    return {key: _read(key, getattr(options, key)) for key in config.KEYS if hasattr(options, key)}
+    named = [key for key in config.KEYS if key != "model" and hasattr(options, key)]
+    return {key: _read(key, getattr(options, key)) for key in named}
 
 
 def _add(group: Any, key: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,13 +47,18 @@ def find(spec: str, original: str | None = None) -> Source:
     kind, colon, name = spec.partition(":")
     if colon and kind in kinds:
         return kinds[kind](name)
-    if code.is_code(spec):
+    if code.is_code(spec) and not _misspelt(kind, kinds):
         return _code(spec)
     if Path(spec).is_dir():
         return _saved(Path(spec), original)
     if colon:
         raise ConfigError(unknown("kind of model", kind, kinds, f"a model is {FORMS}"))
     raise ConfigError(f"there is no model {spec!r}: a model is {FORMS}")
+
+
+def _misspelt(kind: str, kinds: Iterable[str]) -> bool:
+    """Whether this is rather a wrong ``zoo:`` than the name of a module."""
+    return bool(get_close_matches(kind, kinds, 1, 0.7)) and not importlib.util.find_spec(kind)
 
 
 def model(source: Source, weights: str | None = None) -> nn.Module:
