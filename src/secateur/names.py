@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -18,3 +19,15 @@ def unknown(what: str, name: str, known: Iterable[str], has: str | None = None) 
     hint = f": did you mean {' or '.join(map(repr, close))}?" if close else "."
     listed = has or (f"known: {', '.join(known)}" if len(known) <= 40 else "")
     return f"there is no {what} {name!r}{hint}" + (f" ({listed})" if listed else "")
+
+
+def match_names(patterns: Iterable[str], names: Iterable[str]) -> dict[str, list[str]]:
+    """Which names each glob matches; ``*`` matches across dots."""
+    compiled = {
+        p: re.compile(
+            "".join(".*" if c == "*" else "." if c == "?" else re.escape(c) for c in p) + r"\Z"
+        )
+        for p in patterns
+    }
+    names = list(names)
+    return {p: [n for n in names if rx.match(n)] for p, rx in compiled.items()}

@@ -18,8 +18,7 @@ from secateur.engine.statistics import Statistics, collect
 from secateur.errors import BudgetError, ConfigError, PlanError
 from secateur.granularity import units
 from secateur.graph import Graph, UnitClass
-from secateur.graph.trace import match_names
-from secateur.names import unknown
+from secateur.names import match_names, unknown
 from secateur.plan import budget
 from secateur.plan.plan import Plan
 from secateur.scope.order import Limits, Order, order
@@ -233,13 +232,14 @@ def eligible(
             raise ConfigError(unknown("kind of class in this model", kind, {*known, "all"}))
     ignored = _matching(graph, ignore, "ignore")
     free = list(graph.free.values())
+    parameters = {n for n, _ in graph.model.named_parameters()}
     found = [
         c
         for c in free
         if c.name not in ignored
         and (c.kind in kinds if kinds is not None else True)
         and (statistical or c.exact)
-        and c.size > 1
+        and any(m.tensor in parameters for m in c.members)  # buffers alone are not worth it
     ]
     if kinds is None:
         whole = {(m.tensor, m.axis) for c in found if c.kind in HEADS for m in c.members}
@@ -341,7 +341,7 @@ def _remedy(chosen: criteria.Criterion) -> str:
         case "norm":
             return 'it reads batch norms, and these classes have none: use criterion="l2"'
         case "class":
-            return "no module output or input carries them: use a criterion of weights"
+            return f'no {" or ".join(sorted(chosen.needs))} could be measured: use criterion="l2"'
     return "no parameter of at least two dimensions makes them"
 
 
