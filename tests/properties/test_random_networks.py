@@ -26,7 +26,7 @@ from networks import (
 from torch import Tensor, nn
 
 from secateur.graph import Graph, trace
-from secateur.graph.capture import named_tensors
+from secateur.graph.forward import named_tensors
 from secateur.plan import Plan
 
 

@@ -35,7 +35,7 @@ class Branches(nn.Module):
         qkv = self.qkv(x).reshape(B, N, 3, 4, 4).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
         x = self.project((q @ k.transpose(-2, -1) * 4**-0.5 @ v).transpose(1, 2).reshape(B, N, 16))
-        h = self.norm(self.up(x.mean(1))).relu().roll(3, 1)
+        h = self.norm(self.up(x.mean(1))).relu().flip(1)
         return self.last(torch.cat([h, self.gate(h)], 1)) + self.out(x).mean(1)[:, :3]
 
 

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 import secateur as sec
 from secateur.errors import StoreError
 from secateur.graph import trace
-from secateur.graph.capture import named_tensors
+from secateur.graph.forward import named_tensors
 from secateur.plan import Plan
 from secateur.plan.store import load, save
 

@@ -8,28 +8,21 @@ integer and float arguments: after surgery the same calls are replayed and their
 
 from __future__ import annotations
 
-import copy
-import functools
-import gc
-import logging
-import random
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._decomp import core_aten_decompositions
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.graph.axes import Atom, Axes, Expr, lock, one, resolve
+from secateur.graph.forward import Scopes, function_name, is_quiet, tensors_in
 from secateur.graph.rules import find_rule
 
 _ALIASES = {"detach", "detach_", "alias", "lift_fresh", "lift", "lift_fresh_copy"}
@@ -130,31 +123,6 @@ class Op:
         origin = self.recorder.origin.get(id(tensor))
         if origin is not None:
             self.recorder.consumed.add(origin[dim % tensor.dim()])
-
-
-class Scopes:
-    """The modules that are running, and how often each torch function was called since they began."""
-
-    def __init__(self) -> None:
-        self.stack: list[str] = []
-        self.entered: list[Counter[str]] = []
-
-    def enter(self, name: str) -> None:
-        self.stack.append(name)
-        self.entered.append(Counter())
-
-    def leave(self, name: str, output: Any) -> None:
-        self.stack.pop()
-        self.entered.pop()
-
-    def called(self, function: str) -> tuple[tuple[str, int], ...]:
-        """Count a call; returns (module, number of earlier calls) from the outermost module in."""
-        scopes = tuple(
-            (m, seen[function]) for m, seen in zip(self.stack, self.entered, strict=True)
-        )
-        for seen in self.entered:
-            seen[function] += 1
-        return scopes
 
 
 class Dispatch:
@@ -377,250 +345,14 @@ class Placeholder:
 
 
 TENSOR = Placeholder()
-_QUIET_CALLS = {
-    "size", "dim", "numel", "stride", "is_floating_point", "is_complex", "__len__", "element_size",
-    "is_contiguous", "storage_offset", "data_ptr", "get_device", "requires_grad_", "ndimension",
-    "__hash__", "__repr__", "type", "is_pinned", "untyped_storage", "is_storage", "nelement",
-    "is_inference", "is_same_size", "__format__", "__set__", "__delete__", "_is_view", "__bool__",
-}  # fmt: skip
-
-
-def is_quiet(name: str) -> bool:
-    """True for calls that only ask about a tensor."""
-    return name.startswith("__get__") or name in _QUIET_CALLS
-
-
-def function_name(func: Any) -> str:
-    name = getattr(func, "__name__", str(func))
-    if isinstance(func, torch._ops.OpOverload):
-        return name.partition(".")[0]  # as exported graphs call them: reshape.default
-    return "__get__" + str(getattr(func, "__self__", "")) if name == "__get__" else name
 
 
 def _plain(x: Any) -> Any:
     return TENSOR if isinstance(x, Tensor) else x
 
 
-def _to_meta(x: Any) -> Any:
-    return x.to("meta") if isinstance(x, Tensor) else x
-
-
 def _storage(t: Tensor) -> int:
     return t.untyped_storage()._cdata
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor in a nest of tuples, lists, dicts, dataclasses and Hugging Face outputs."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        return [t for v in value.values() for t in tensors_in(v)]
-    if isinstance(value, tuple | list):
-        return [t for v in value for t in tensors_in(v)]
-    if hasattr(value, "__dataclass_fields__"):
-        return [t for name in value.__dataclass_fields__ for t in tensors_in(getattr(value, name))]
-    return [t for t in tree_leaves(value) if isinstance(t, Tensor)]
-
-
-def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Example inputs as the model takes them: a tensor or tuple positionally, a dict by keyword."""
-    if isinstance(example_inputs, Tensor):
-        return (example_inputs,), {}
-    if isinstance(example_inputs, dict):
-        return (), dict(example_inputs)
-    if hasattr(example_inputs, "keys") and hasattr(example_inputs, "__getitem__"):
-        return (), {k: example_inputs[k] for k in example_inputs.keys()}  # noqa: SIM118
-    return tuple(example_inputs), {}
-
-
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by qualified name; a shared tensor appears once, under its first name."""
-    seen: dict[int, str] = {}
-    result: dict[str, Tensor] = {}
-    for name, t in [*model.named_parameters(), *model.named_buffers()]:
-        if id(t) not in seen:
-            seen[id(t)] = name
-            result[name] = t
-    return result
-
-
-def skeleton(model: nn.Module) -> nn.Module:
-    """A copy of the module tree that shares every parameter and buffer: cheap, and free to change.
-
-    Forwards may keep what they compute (position tables, bias caches): on a skeleton that does not
-    reach the user's model.
-    """
-    shared = {id(t): t for t in named_tensors(model).values()}
-    return copy.deepcopy(model, dict(shared))
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, every module's own flag restored afterwards."""
-    before = [(m, m.training) for m in model.modules()]
-    for m, _ in before:
-        m.training = False
-    try:
-        yield
-    finally:
-        for m, flag in before:
-            m.training = flag
-
-
-@contextmanager
-def kept_randomness() -> Iterator[None]:
-    """Random number generators go on afterwards as if nothing had run."""
-    seeds, numpy_state, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    try:
-        yield
-    finally:
-        random.setstate(seeds)
-        np.random.set_state(numpy_state)
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
-
-
-@contextmanager
-def quiet_kernels() -> Iterator[None]:
-    """Fused fast paths off, so that the operators seen are those that the rules know."""
-    fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        torch._C._set_mkldnn_enabled(onednn)
-
-
-@contextmanager
-def _silent_fakes() -> Iterator[None]:
-    """Fake kernels that refuse are an answer here, not an error to print."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before = log.disabled
-    log.disabled = True
-    try:
-        yield
-    finally:
-        log.disabled = before
-
-
-@contextmanager
-def clean_caches() -> Iterator[None]:
-    """Empty the ``functools`` caches that were filled meanwhile: they may hold tensors without data.
-
-    Some forwards keep position tables in a cache of the function, not of the model, where the user's
-    own next forward would find them.
-    """
-    before = {id(c): c.cache_info().misses for c in _caches(len(sys.modules))}
-    try:
-        yield
-    finally:
-        for c in _caches(len(sys.modules)):
-            if c.cache_info().misses != before.get(id(c), 0):
-                c.cache_clear()
-
-
-@functools.lru_cache(maxsize=1)
-def _caches(_modules_loaded: int) -> list[Any]:
-    kind = functools._lru_cache_wrapper
-    ours = ("torch", "secateur", "functools", "re", "typing")
-    return [
-        o
-        for o in gc.get_objects()
-        if type(o) is kind and str(o.__module__).partition(".")[0] not in ours
-    ]
-
-
-@contextmanager
-def module_hooks(model: nn.Module, enter: Any, leave: Any) -> Iterator[None]:
-    """Call ``enter(name)`` and ``leave(name, output)`` around every submodule's forward."""
-    names = {id(m): n for n, m in model.named_modules()}
-
-    def before(m: nn.Module, _: Any) -> None:
-        if id(m) in names:
-            enter(names[id(m)])
-
-    def after(m: nn.Module, _: Any, out: Any) -> None:
-        if id(m) in names:
-            leave(names[id(m)], out)
-
-    register = torch.nn.modules.module
-    handles = [
-        register.register_module_forward_pre_hook(before),
-        register.register_module_forward_hook(after, always_call=True),
-    ]
-    try:
-        yield
-    finally:
-        for h in handles:
-            h.remove()
-
-
-def run(
-    model: nn.Module,
-    example_inputs: Any,
-    modes: Sequence[Any],
-    *,
-    fake: bool,
-    state: Callable[[str, Tensor], Tensor] | None = None,
-    on_tensor: Callable[[str | None, Tensor], None] | None = None,
-) -> Any:
-    """One forward of ``model`` under ``modes`` without touching its tensors.
-
-    Args:
-        model: The model; it runs in eval mode and gets its own flags back.
-        example_inputs: As ``trace`` takes them.
-        modes: Entered in order around the forward.
-        fake: Use tensors without data; otherwise parameters are aliased and buffers copied.
-        state: What stands for each parameter and buffer instead of itself.
-        on_tensor: Told what stands for each parameter and buffer, and (with no name) each input.
-    """
-    args, kwargs = call_arguments(example_inputs)
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        stack.enter_context(kept_randomness())
-        stack.enter_context(quiet_kernels())
-        stack.enter_context(torch.no_grad())
-        mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
-        parameters = {id(p) for p in model.parameters()}
-
-        def convert(t: Any) -> Any:
-            if not isinstance(t, Tensor):
-                return t
-            if mode is not None:
-                return mode.from_tensor(t, static_shapes=True)
-            return t.detach() if id(t) in parameters else t.detach().clone()
-
-        tensors = named_tensors(model)
-        if state is None:
-            tensors = {n: convert(t) for n, t in tensors.items()}
-        else:
-            tensors = {n: state(n, t) for n, t in tensors.items()}
-            if mode is not None:
-                with mode:  # a stand-in has only a shape; it takes the device of the original
-                    devices = {n: t.device for n, t in named_tensors(model).items()}
-                    tensors = {
-                        n: torch.empty(t.shape, dtype=t.dtype, device=devices[n])
-                        for n, t in tensors.items()
-                    }
-        if mode is not None and parameters and all(p.is_meta for p in model.parameters()):
-            args, kwargs = tree_map(_to_meta, (args, kwargs))
-        args, kwargs = tree_map(convert, (args, kwargs))
-        if on_tensor is not None:
-            for name, t in tensors.items():
-                on_tensor(name, t)
-            for t in tensors_in((args, kwargs)):
-                on_tensor(None, t)
-        if mode is not None:
-            stack.enter_context(clean_caches())
-            stack.enter_context(_silent_fakes())
-            stack.enter_context(mode)
-        for m in modes:
-            stack.enter_context(m)
-        return torch.func.functional_call(model, tensors, args, kwargs, tie_weights=True)
 
 
 def mark_outputs(recorder: Recorder, output: Any) -> None:

@@ -16,7 +16,7 @@ from secateur.graph.rows import Row, bands, rows
 from secateur.graph.show import reasons, table, totals
 
 if TYPE_CHECKING:
-    from secateur.graph.trace import Graph
+    from secateur.graph.graph import Graph
 
 _COLOURS = (
     "#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#17a2a2", "#d4a72c", "#d37295",

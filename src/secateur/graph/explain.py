@@ -15,7 +15,7 @@ from secateur.graph.repeats import listing, without_numbers
 from secateur.graph.show import reasons, touched
 
 if TYPE_CHECKING:
-    from secateur.graph.trace import Graph
+    from secateur.graph.graph import Graph
 
 _LONGEST = 12  # lines of one list
 

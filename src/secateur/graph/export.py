@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from secateur.errors import TraceError
-from secateur.graph.capture import call_arguments, evaluating
+from secateur.graph.forward import call_arguments, evaluating
 
 
 def exported(model: nn.Module, example_inputs: Any) -> nn.Module:

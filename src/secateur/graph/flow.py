@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from secateur.graph.classes import Axis, classes_in, module_of
 
 if TYPE_CHECKING:
-    from secateur.graph.trace import FrozenOp, Graph
+    from secateur.graph.graph import FrozenOp, Graph
 
 
 @dataclass(frozen=True)

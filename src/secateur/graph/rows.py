@@ -12,7 +12,7 @@ from secateur.graph.flow import Flow, short_name
 from secateur.graph.repeats import fold, without_numbers
 
 if TYPE_CHECKING:
-    from secateur.graph.trace import Graph
+    from secateur.graph.graph import Graph
 
 _ENOUGH, _MANY = 70, 200  # rows beyond which repeated blocks, then similar ones, are drawn once
 

@@ -18,7 +18,7 @@ from secateur.graph.classes import UnitClass, module_of
 from secateur.graph.repeats import fold, listing, shared, without_numbers
 
 if TYPE_CHECKING:
-    from secateur.graph.trace import Graph
+    from secateur.graph.graph import Graph
 
 
 def table(graph: Graph, width: int | None = None) -> str:

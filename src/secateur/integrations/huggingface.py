@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.graph.capture import call_arguments, evaluating, named_tensors, tensors_in
+from secateur.graph.forward import call_arguments, evaluating, named_tensors, tensors_in
 from secateur.plan.plan import Plan
 from secateur.plan.repair import parts_of
 

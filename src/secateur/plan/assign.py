@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from secateur.errors import StoreError
-from secateur.graph.capture import named_tensors
+from secateur.graph.forward import named_tensors
 
 
 def assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from secateur.graph.classes import Axis, axis_mask
-from secateur.graph.trace import FrozenCall
+from secateur.graph.graph import FrozenCall
 from secateur.plan.plan import Plan
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]

@@ -19,9 +19,9 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from secateur.graph.capture import Scopes, function_name, is_quiet, module_hooks, run
-from secateur.graph.capture import skeleton as copied
-from secateur.graph.trace import FrozenCall, Graph
+from secateur.graph.forward import Scopes, function_name, is_quiet, module_hooks, run
+from secateur.graph.forward import skeleton as copied
+from secateur.graph.graph import FrozenCall, Graph
 from secateur.plan.attention import NarrowAttention
 from secateur.plan.calls import Recorded, corrected, shape_is_enough, with_old_numbers
 from secateur.plan.plan import Edit, Plan

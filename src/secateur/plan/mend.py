@@ -18,7 +18,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from secateur.errors import SurgeryError
-from secateur.graph.capture import function_name
+from secateur.graph.forward import function_name
 
 if TYPE_CHECKING:
     from secateur.plan.plan import Edit

@@ -19,9 +19,9 @@ from typing import Any
 from torch import nn
 
 from secateur.errors import SurgeryError
-from secateur.graph.capture import skeleton as copied
 from secateur.graph.classes import Axis, classes_in
-from secateur.graph.trace import FrozenCall, Graph
+from secateur.graph.forward import skeleton as copied
+from secateur.graph.graph import FrozenCall, Graph
 from secateur.plan.follow import Outcome, follow
 from secateur.plan.plan import Edit, Plan
 from secateur.plan.surgery import change_python_side, set_attribute

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from secateur.errors import PlanError, SecateurError, StoreError
-from secateur.graph.capture import named_tensors, skeleton
+from secateur.graph.forward import named_tensors, skeleton
 from secateur.plan.assign import assign, is_passing, owner_of
 from secateur.plan.edits import check_target
 from secateur.plan.encode import LARGEST_FILE, decode, encode, plain

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import PlanError, SurgeryError
-from secateur.graph.capture import named_tensors
+from secateur.graph.forward import named_tensors
 from secateur.plan.attention import narrow_attention
 from secateur.plan.mend import mend
 from secateur.plan.selection import fill as fill_in

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import PlanError
-from secateur.graph.capture import named_tensors, skeleton
+from secateur.graph.forward import named_tensors, skeleton
 from secateur.plan.assign import assign
 from secateur.plan.encode import runs
 from secateur.plan.selection import fill, scatter

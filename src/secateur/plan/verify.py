@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from secateur.errors import PlanError
-from secateur.graph.capture import (
+from secateur.graph.classes import Axis, UnitClass, axis_mask
+from secateur.graph.forward import (
     call_arguments,
     evaluating,
     module_hooks,
@@ -29,12 +30,11 @@ from secateur.graph.capture import (
     skeleton,
     tensors_in,
 )
-from secateur.graph.classes import Axis, UnitClass, axis_mask
 from secateur.plan.selection import Selection, gather, scatter, selection
 from secateur.plan.surgery import masked
 
 if TYPE_CHECKING:
-    from secateur.graph.trace import FrozenOp
+    from secateur.graph.graph import FrozenOp
     from secateur.plan.plan import Plan
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
