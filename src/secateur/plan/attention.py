@@ -41,7 +41,7 @@ class NarrowAttention(nn.MultiheadAttention):
         elif not self.batch_first:
             query, key, value = (t.transpose(0, 1) for t in (query, key, value))
         q, k, v = self._project(query, key, value)
-        if self.bias_k is not None:
+        if self.bias_k is not None and self.bias_v is not None:
             k = torch.cat([k, self.bias_k.expand(k.shape[0], -1, -1)], 1)
             v = torch.cat([v, self.bias_v.expand(v.shape[0], -1, -1)], 1)
         if self.add_zero_attn:

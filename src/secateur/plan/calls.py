@@ -147,8 +147,8 @@ def sizes(recorded: Recorded, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     output = recorded.call.outputs[0]
     if recorded.call.function == "expand":
         # -1 means "as it is" here, and stays right.
-        new = recorded.new(output)
-        pairs = zip(given, new, strict=True) if len(given) == len(new) else ()
+        shape = recorded.new(output)
+        pairs = zip(given, shape, strict=True) if len(given) == len(shape) else ()
         return put([s if s in (n, -1) else n for s, n in pairs] or given), kwargs
     return put(_resized(recorded, given, output)), kwargs
 

@@ -54,7 +54,7 @@ class Mended(nn.Module):
 
 def _revive(kind: type[nn.Module]) -> nn.Module:
     """Copying and sending between processes rebuild the subclass from the original class."""
-    mended = type(kind.__name__, (Mended, kind), {"__module__": kind.__module__})
+    mended: Any = type(kind.__name__, (Mended, kind), {"__module__": kind.__module__})
     return mended.__new__(mended)
 
 

@@ -120,9 +120,9 @@ def verify(
     dense = _outputs(model, inputs, seed)
     try:
         reference = _reference(plan, model, inputs, seed)
-    except ReferenceError as error:
+    except ReferenceError as none:
         return Verification(
-            False, float("nan"), tolerance, float("nan"), plan.exact, proven=False, note=str(error)
+            False, float("nan"), tolerance, float("nan"), plan.exact, proven=False, note=str(none)
         )
     result = _outputs(pruned, inputs, seed)
     error = _distance(reference, result)
@@ -294,12 +294,12 @@ class Reference(TorchDispatchMode):
         triples = zip(
             result if many else [result], plain if full else [plain], op.outputs, strict=False
         )
-        for kept, out, axes in triples:
+        for kept, out, made in triples:
             # Second outputs (saved statistics) have no axes of their own, and no reader here.
-            if not isinstance(out, Tensor) or axes is None:
+            if not isinstance(out, Tensor) or made is None:
                 continue
-            if tuple(kept.shape) == tuple(self.plan.counts(a)[1] for a in axes):
-                out.copy_(self._scatter(kept, axes))
+            if tuple(kept.shape) == tuple(self.plan.counts(a)[1] for a in made):
+                out.copy_(self._scatter(kept, made))
         return plain
 
     def _sizes(self, op: FrozenOp, func: Any, args: Any, new: Any) -> Any:
