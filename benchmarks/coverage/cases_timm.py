@@ -20,7 +20,12 @@ SIDES = (65, 96, 128, 160, 224, 256, 384)
 def cases() -> Iterator[Case]:
     """Yield one case a timm module, named after the model."""
     for entry in json.loads(MEASURED.read_text()).values():
-        yield Case("timm", entry["model"], lambda entry=entry: build(entry["model"], entry["side"]))
+        yield Case(
+            set="timm",
+            name=entry["model"],
+            build=lambda entry=entry: build(entry["model"], entry["side"]),
+            heavy=entry["parameters"] > 150e6,
+        )
 
 
 def build(name: str, side: int) -> Built:

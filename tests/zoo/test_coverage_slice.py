@@ -21,7 +21,7 @@ SLICE = {
     "geometric": ["gcn", "gat", "model_gin"],
     "ultralytics": ["yolov8n-cls"],
     "transformers": ["bert", "llama_grouped", "t5", "swin", "wav2vec2", "mamba"],
-    "timm": ["convnext_zepto_rms", "fasternet_t0"],
+    "timm": ["test_convnext", "fasternet_t0"],
     "torchvision": ["shufflenet_v2_x0_5", "mobilenet_v3_small"],
     "segmentation": ["lraspp_mobilenet_v3_large"],
 }
