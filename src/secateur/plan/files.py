@@ -99,6 +99,7 @@ def _rename_all(directory: Path, temporary: Mapping[str, Path]) -> None:
         for final, old in reversed(done):
             if old is not None:
                 old.replace(final)
+                old.unlink(missing_ok=True)  # two names of one file are not renamed
             else:
                 final.unlink(missing_ok=True)
         raise
