@@ -281,6 +281,26 @@ def test_dict_batches_and_an_output_with_its_own_loss():
     assert found.samples == 4
 
 
+def test_a_graph_is_one_sample():
+    class Mean(nn.Module):
+        """Each node gets the mean of the nodes that point to it."""
+
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(3, 2)
+
+        def forward(self, x, edges):
+            y = self.lin(x)
+            return torch.zeros_like(y).index_add(0, edges[1], y[edges[0]])
+
+    torch.manual_seed(0)
+    net, x, edges = Mean(), torch.randn(5, 3), torch.randint(0, 5, (2, 9))
+    found = collect(net, {"grad", "sample_grad_sq"}, [(x, edges, torch.tensor([0, 1, 1, 0, 1]))])
+    assert found.samples == 1
+    stats = found.tensors["lin.weight"]
+    assert_close(stats.sample_grad_sq, stats.grad**2)
+
+
 def test_a_loss_of_ones_own(residual, residual_graph, images):
     found = collect(residual_graph, {"grad"}, images[:1], loss=lambda y, t: y.square().sum())
     residual(images[0][0]).square().sum().backward()

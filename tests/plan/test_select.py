@@ -211,6 +211,21 @@ def test_statistical_classes_can_be_left_alone(transformer):
     assert not plan(transformer, amount=0.5).exact
 
 
+def test_classes_of_buffers_alone_are_left_alone():
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+            self.register_buffer("table", torch.randn(9, 4))
+
+        def forward(self, x):
+            return self.b(F.relu(self.a(x + self.table.sum(0))))
+
+    found = trace(Table(), torch.randn(2, 4))
+    assert any(c.size == 9 for c in found.free.values())
+    assert [c.name for c in eligible(found)] == ["a"]
+
+
 def test_nothing_to_prune_says_why(graph, transformer):
     with pytest.raises(PlanError, match="are ignored"):
         plan(graph, amount=0.5, ignore=["*"])

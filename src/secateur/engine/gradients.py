@@ -111,19 +111,22 @@ def twice_differentiable() -> Iterator[None]:
 
 
 def batch_size(batch: Any) -> int:
-    """Samples in a batch: the first axis of its first tensor that has one."""
-    for leaf in tree_leaves(_plain(batch)):
-        if isinstance(leaf, Tensor) and leaf.dim():
-            return leaf.shape[0]
-    return 1
+    """Samples in a batch: the first axis of its tensors; a batch in which it differs is one sample.
+
+    A graph is such a batch: its nodes and edges cannot be taken apart.
+    """
+    leaves = tree_leaves(_plain(batch))
+    sizes = {leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()}
+    return sizes.pop() if len(sizes) == 1 else 1
 
 
 def sample(batch: Any, index: int, size: int) -> Any:
     """One sample of a batch, as a batch of one."""
+    if size == 1:
+        return batch
 
     def pick(leaf: Any) -> Any:
-        whole = isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == size
-        return leaf[index : index + 1] if whole else leaf
+        return leaf[index : index + 1] if isinstance(leaf, Tensor) and leaf.dim() else leaf
 
     return tree_map(pick, _plain(batch))
 
