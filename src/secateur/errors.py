@@ -1,4 +1,4 @@
-"""The errors: one base, one subclass a kind of mistake; every message says what, where and what to do."""
+"""The errors: one base, one subclass a kind of mistake; each says what, where and what to do."""
 
 
 class SecateurError(Exception):

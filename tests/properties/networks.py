@@ -7,7 +7,7 @@ Forwards are written as people write them: sizes read off inputs, kept in attrib
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 

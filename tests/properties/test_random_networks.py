@@ -37,7 +37,9 @@ def networks(draw: st.DrawFn) -> nn.Module:
     c, images = width, []
     for _ in range(draw(st.integers(0, 3))):
         kind = draw(
-            st.sampled_from("residual wide grouped depthwise dense shuffle gated gn".split())
+            st.sampled_from(
+                ["residual", "wide", "grouped", "depthwise", "dense", "shuffle", "gated", "gn"]
+            )
         )
         match kind:
             case "residual":
@@ -61,7 +63,7 @@ def networks(draw: st.DrawFn) -> nn.Module:
                 images.append(GroupNormed(c, draw(st.sampled_from([2, 4]))))
     tokens: list[nn.Module] = []
     for _ in range(draw(st.integers(0, 2))):
-        match draw(st.sampled_from("gqa packed mlp rnn".split())):
+        match draw(st.sampled_from(["gqa", "packed", "mlp", "rnn"])):
             case "gqa":
                 kv, per, dim = (draw(st.sampled_from(s)) for s in ([2, 3], [1, 2], [3, 4]))
                 tokens.append(Attention(width, kv, per, dim, draw(st.booleans())))

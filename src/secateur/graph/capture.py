@@ -1,9 +1,10 @@
 """Run the model once on fake tensors and write down every operator with the axes of its tensors.
 
 The recorder is a ``TorchDispatchMode``: every ATen operator passes through it, in order, whatever
-Python did around it, and its rule (see ``rules/``) says how the axes of the outputs follow from those
-of the inputs. A ``TorchFunctionMode`` beside it writes down the calls as Python made them, with their
-integer and float arguments: after surgery the same calls are replayed and their sizes corrected.
+Python did around it, and its rule (see ``rules/``) says how the axes of the outputs follow from
+those of the inputs. A ``TorchFunctionMode`` beside it writes down the calls as Python made them,
+with their integer and float arguments: after surgery the same calls are replayed and their sizes
+corrected.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class OpRecord:
 class Call:
     """One call of a torch function as the forward made it.
 
-    ``scopes`` names the modules that were running, outermost first, with the number of earlier calls
-    of the same function since each of them was entered.
+    ``scopes`` names the modules that were running, outermost first, with the number of earlier
+    calls of the same function since each of them was entered.
     """
 
     function: str
@@ -64,7 +65,7 @@ class Call:
 
 
 class Op:
-    """What a rule sees: the operator's arguments by name, its outputs, and the axes of its tensors."""
+    """What a rule sees: the operator's arguments by name, its outputs, its tensors' axes."""
 
     def __init__(self, recorder: Recorder, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         self.recorder = recorder
@@ -111,7 +112,7 @@ class Op:
         return Atom(size, lock=why or self.name) if size != 1 else one()
 
     def statistical(self, e: Expr, why: str | None = None) -> None:
-        """The result depends on how many positions ``e`` has: removing is not the same as zeroing."""
+        """The result depends on how many positions ``e`` has: removing is not zeroing."""
         self.record.reduced.append((e, why or self.name))
 
     def role(self, e: Expr, role: str) -> None:
@@ -273,7 +274,7 @@ class Recorder(TorchDispatchMode):
         ]
 
     def _known(self, func: Any, args: Any, kwargs: Any) -> list[Tensor] | None:
-        """The values of an integer result all of whose inputs are known: indices, position tables."""
+        """The values of an integer result whose inputs are all known: indices, position tables."""
         if torch.Tag.nondeterministic_seeded in func.tags or func._schema.is_mutable:
             return None
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]

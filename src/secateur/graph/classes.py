@@ -34,7 +34,8 @@ class Member:
         tensor: Qualified name of the parameter or buffer.
         axis: Which of its axes.
         unit: For every position of that axis the unit it belongs to, or -1; shape ``(axis size,)``.
-        produces: True if the class is what the tensor makes (a layer's output rows, a norm's scale),
+        produces: True if the class is what the tensor makes (a layer's output rows, a norm's
+        scale),
             False if it is what the tensor takes in (the next layer's columns).
         over: Where the class is chosen anew for every unit of another: the axis along which that
             other class lies (often the same axis), and for every position of it the other's unit.
@@ -58,7 +59,8 @@ class UnitClass:
         members: Every parameter axis touched.
         statistical: Operators (``op in module``) for which removing differs from zeroing.
         locked: Why no unit can be removed, or None.
-        over: Class for every unit of which other units may be chosen, the same number each, or None.
+        over: Class for every unit of which other units may be chosen, the same number each, or
+        None.
     """
 
     name: str
@@ -86,7 +88,7 @@ class UnitClass:
 
 
 def module_of(tensor: str) -> str:
-    """The module that owns a parameter; a parametrized weight belongs to the layer, not the wrapper."""
+    """The module that owns a parameter; a parametrized weight belongs to the layer."""
     return (
         tensor.split(".parametrizations.")[0]
         if ".parametrizations." in tensor
@@ -214,7 +216,7 @@ def classes_in(axis: Axis) -> Iterator[str]:
 
 
 def occurrences(axis: Axis, sizes: Mapping[str, int]) -> Iterator[tuple[str, Tensor]]:
-    """For every occurrence of a class: its name and each position's unit (-1: not of this class)."""
+    """For every occurrence of a class: its name and each position's unit (-1: none)."""
     match axis:
         case str():
             yield axis, torch.arange(sizes[axis])

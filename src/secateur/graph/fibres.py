@@ -1,9 +1,9 @@
 """Fibred classes: where the choice of units may differ from head to head, or group to group.
 
-Class f may be chosen anew for every unit of class b if f never appears without b: in every tensor of
-the forward, each occurrence of f lies in a product with b along the same axis, or b lies along exactly
-one other axis. Then no operator ever brings the f of one b together with the f of another, and any
-choice with the same number everywhere leaves all tensors rectangular.
+Class f may be chosen anew for every unit of class b if f never appears without b: in every tensor
+of the forward, each occurrence of f lies in a product with b along the same axis, or b lies along
+exactly one other axis. Then no operator ever brings the f of one b together with the f of another,
+and any choice with the same number everywhere leaves all tensors rectangular.
 """
 
 from __future__ import annotations

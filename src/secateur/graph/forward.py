@@ -1,4 +1,4 @@
-"""One forward of a model under observation: nothing of the model, its caches or generators changes."""
+"""One forward of a model under observation, which leaves no trace in it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 
 class Scopes:
-    """The modules that are running, and how often each torch function was called since they began."""
+    """The modules that run, and how often each torch function was called since they began."""
 
     def __init__(self) -> None:
         self.stack: list[str] = []
@@ -90,7 +90,7 @@ def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by qualified name; a shared tensor appears once, under its first name."""
+    """Parameters and buffers by qualified name; a shared one appears once, under its first."""
     seen: dict[int, str] = {}
     result: dict[str, Tensor] = {}
     for name, t in [*model.named_parameters(), *model.named_buffers()]:
@@ -165,10 +165,10 @@ def _silent_fakes() -> Iterator[None]:
 
 @contextmanager
 def clean_caches() -> Iterator[None]:
-    """Empty the ``functools`` caches that were filled meanwhile: they may hold tensors without data.
+    """Empty the ``functools`` caches filled meanwhile: they may hold tensors without data.
 
-    Some forwards keep position tables in a cache of the function, not of the model, where the user's
-    own next forward would find them.
+    Some forwards keep position tables in a cache of the function, not of the model, where the
+    user's own next forward would find them.
     """
     before = {id(c): c.cache_info().misses for c in _caches(len(sys.modules))}
     try:

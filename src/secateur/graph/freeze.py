@@ -138,7 +138,7 @@ def freeze(
 def _base_units(
     axes: tuple[Axis, ...], axis: int, base: str | None, sizes: Mapping[str, int]
 ) -> tuple[int, Tensor] | None:
-    """Along which axis of a tensor the units of ``base`` lie that belong to those along ``axis``."""
+    """Along which axis of a tensor the units of ``base`` lie that those along ``axis`` have."""
     if base is None:
         return None
     for i in (axis, *range(len(axes))):

@@ -18,8 +18,8 @@ from secateur.graph.classes import Axis, UnitClass
 class FrozenOp:
     """One operator as it ran: its name, module, and the frozen axes of what it read and made.
 
-    ``sources`` says where each input came from: a parameter or buffer (its name), an earlier operator
-    (its place in ``Graph.ops``), or neither (None: a model input or a constant).
+    ``sources`` says where each input came from: a parameter or buffer (its name), an earlier
+    operator (its place in ``Graph.ops``), or neither (None: a model input or a constant).
     """
 
     name: str

@@ -52,14 +52,14 @@ def trace(model: nn.Module, example_inputs: Any, *, on_data: bool = False) -> Gr
     _check_inputs(model, example_inputs)
     try:
         recorder, atoms = _record(model, example_inputs, fake=not on_data)
-    except Exception as error:  # noqa: BLE001 - fake kernels refuse what real ones may accept
+    except Exception as error:
         if on_data or any(t.is_meta for t in (*model.parameters(), *model.buffers())):
             raise _explained(example_inputs, error) from error
         log.info("tracing on real tensors, since fake ones gave %s", type(error).__name__)
         on_data = True
         try:
             recorder, atoms = _record(model, example_inputs, fake=False)
-        except Exception as second:  # noqa: BLE001 - whatever the user's forward raises is told
+        except Exception as second:
             raise _explained(example_inputs, second) from second
     return freeze(model, example_inputs, recorder, atoms, on_data=on_data)
 
@@ -79,7 +79,7 @@ def _check_inputs(model: nn.Module, example_inputs: Any) -> None:
     ]
     if uninitialized:
         raise TraceError(
-            f"{uninitialized[0]} has no shape yet (a lazy module): run the model once before tracing"
+            f"{uninitialized[0]} has no shape yet (a lazy module): run the model once first"
         )
     devices = {t.device for t in (*model.parameters(), *model.buffers())}
     inputs = {t.device for t in tensors_in(call_arguments(example_inputs))}

@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class NarrowAttention(nn.MultiheadAttention):
-    """Multi-head attention whose widths are ``qk_sizes`` and ``v_size``, with the old softmax scale."""
+    """Multi-head attention of widths ``qk_size`` and ``v_size``, with the old softmax scale."""
 
     qk_size: int
     v_size: int

@@ -1,8 +1,8 @@
 """What the arguments of a call must be once sizes have changed.
 
 For every function whose integer arguments depend on widths there is one corrector. It gets the
-arguments as the forward made them, the frozen axes that the call was recorded with, and the plan; it
-returns the arguments that give the predicted result. Everything else in a forward is left alone.
+arguments as the forward made them, the frozen axes that the call was recorded with, and the plan;
+it returns the arguments that give the predicted result. Everything else in a forward is left alone.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def corrected(recorded: Recorded, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 _BEYOND_SHAPE = {
-    "__getitem__", "__setitem__", "narrow", "slice", "select", "pad", "constant_pad_nd", "scaled_dot_product_attention", "group_norm",
+    "__getitem__", "__setitem__", "narrow", "slice", "select", "pad", "constant_pad_nd",
+    "scaled_dot_product_attention", "group_norm",
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
 }  # fmt: skip
 
@@ -86,7 +87,7 @@ def shape_is_enough(name: str) -> bool:
 def with_old_numbers(
     recorded: Recorded, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Arguments:
-    """Factors that a forward computes from a width (``1 / sqrt(head_dim)``) keep their old value."""
+    """Factors computed from a width (``1 / sqrt(head_dim)``) keep their old value."""
     old_args, old_kwargs = recorded.call.args, recorded.call.kwargs
     arithmetic = recorded.call.function.strip("_") in _ARITHMETIC
 
@@ -101,7 +102,8 @@ def with_old_numbers(
 
 
 _ARITHMETIC = {
-    "mul", "div", "add", "sub", "pow", "rsub", "rmul", "rdiv", "rpow", "truediv", "rtruediv", "radd",
+    "mul", "div", "add", "sub", "pow", "rsub", "rmul", "rdiv", "rpow", "truediv", "rtruediv",
+    "radd",
     "imul", "idiv", "itruediv", "iadd", "isub", "true_divide", "multiply", "divide", "floordiv",
 }  # fmt: skip
 
@@ -121,8 +123,8 @@ def _resized(recorded: Recorded, sizes: list[Any], output: Sequence[Axis]) -> li
     new = recorded.new(output)
     if len(sizes) != len(new):
         return sizes
-    # Sizes were right in the dense run, so whatever differs from the prediction now is wrong; a size
-    # that is read off a pruned input may be wrong even where the plan changes nothing.
+    # Sizes were right in the dense run, so whatever differs from the prediction now is wrong; a
+    # size that is read off a pruned input may be wrong even where the plan changes nothing.
     result = [s if s in (n, -1) else n for s, n in zip(sizes, new, strict=True)]
     wildcards = [i for i, s in enumerate(sizes) if s == -1]
     fixed = math.prod(s for i, s in enumerate(result) if i not in wildcards)

@@ -3,8 +3,8 @@
 The dense run recorded every call that the forward made, with the axes of what it read and made, so
 the plan predicts the shape of every result. Here the pruned shapes flow through the same forward
 (without data, or on real slices where the control flow reads data). A call whose own arguments give
-the predicted result is left alone; any other is made with the arguments that ``calls`` works out, and
-what had to be replaced is noted as an edit. One pass finds everything.
+the predicted result is left alone; any other is made with the arguments that ``calls`` works out,
+and what had to be replaced is noted as an edit. One pass finds everything.
 """
 
 from __future__ import annotations

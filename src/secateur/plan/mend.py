@@ -1,9 +1,9 @@
 """Correct single arguments of a module's own calls, where no attribute can express the new size.
 
-``reshape(B, N, C)`` with C read off an input that was not pruned, a literal ``512 * 7 * 7``, a missing
-``scale=``: the module becomes an instance of a subclass whose forward runs under a mode that
-replaces just those arguments. The edits are data (function, which call of it, which argument, value),
-so a saved plan can re-apply them without storing code.
+``reshape(B, N, C)`` with C read off an input that was not pruned, a literal ``512 * 7 * 7``, a
+missing ``scale=``: the module becomes an instance of a subclass whose forward runs under a mode
+that replaces just those arguments. The edits are data (function, which call of it, which argument,
+value), so a saved plan can re-apply them without storing code.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _value(old: Any, edit: Edit) -> Any:
         if not isinstance(old, int) or (old * n) % d:
             raise SurgeryError(
                 f"{edit.module or 'the model'}: size {old} in call {edit.call} of {edit.function} "
-                f"cannot be scaled by {n}/{d}; its forward is not the one that the plan was made for"
+                f"cannot be scaled by {n}/{d}: the plan was made for another forward"
             )
         return old * n // d
     return edit.value

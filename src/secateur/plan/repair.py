@@ -1,11 +1,13 @@
 """Solve for what the Python side must say after surgery.
 
 1. ``follow`` replays the forward with the planned shapes and lists every argument that is wrong.
-2. Attributes are tried first, since they leave a clean model: in the modules that made those calls (and
+2. Attributes are tried first, since they leave a clean model: in the modules that made those calls
+   (and
    their configs) every integer that equals a wrong argument is set to the right one, all together,
    for all modules of a kind at once; then those that turn out not to matter are put back.
 3. What attributes cannot express stays as an edit of the call (see ``mend``).
-4. What cannot be mended at all is given back: the classes at the failing call stay whole, with a note.
+4. What cannot be mended at all is given back: the classes at the failing call stay whole, with a
+   note.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ _ATTEMPTS = 40
 
 @dataclass(frozen=True)
 class Setting:
-    """An attribute of all modules of one kind (same class, same place up to numbers) to be changed."""
+    """An attribute of all modules of one kind (class and place up to numbers) to be changed."""
 
     kind: str
     name: str
@@ -125,7 +127,7 @@ def _improve(
 def _minimal(
     graph: Graph, plan: Plan, skeleton: nn.Module, settings: list[Setting], best: Outcome
 ) -> tuple[list[Setting], Outcome]:
-    """Put back every attribute without which the forward is just as right: it meant something else."""
+    """Put back every attribute without which the forward is as right: it meant something else."""
     needed = list(settings)
     for s in reversed(settings):
         _unset(skeleton, [s])
@@ -206,9 +208,8 @@ def _values(module: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, value in vars(module).items():
         if name.startswith("_") or name in _NOT_SIZES:
             continue
-        if isinstance(value, int) and not isinstance(value, bool):
-            yield name, value
-        elif isinstance(value, tuple | list) and value and all(type(v) is int for v in value):
+        several = value if isinstance(value, tuple | list) else (value,)
+        if several and all(type(v) is int for v in several):
             yield name, value
 
 

@@ -58,7 +58,7 @@ def _some(names: list[str]) -> str:
 
 
 def narrowed(plan: Plan, name: str, tensor: Tensor) -> Tensor:
-    """The kept part of a parameter or buffer (or of anything of its shape, as an optimizer slot)."""
+    """The kept part of a parameter or buffer, or of anything of its shape."""
     result = gather(tensor.detach(), plan.selection(name))
     return result.contiguous() if result is not tensor else result
 
@@ -66,7 +66,8 @@ def narrowed(plan: Plan, name: str, tensor: Tensor) -> Tensor:
 def masked(plan: Plan, name: str, tensor: Tensor) -> Tensor:
     """The tensor with the removed positions set to zero.
 
-    What a parametrization starts from gets a tiny number instead: weight norm divides by its length.
+    What a parametrization starts from gets a tiny number instead: weight norm divides by its
+    length.
     """
     of_old_weight_norm = name.endswith("_v") and f"{name[:-1]}g" in plan.axes
     fill = 1e-12 if of_old_weight_norm or ".parametrizations." in f".{name}" else 0
@@ -94,7 +95,7 @@ def _owners(model: nn.Module, tensor: Tensor) -> list[tuple[nn.Module, str]]:
 
 
 def change_python_side(plan: Plan, model: nn.Module) -> None:
-    """Make attributes and forwards agree with the new shapes; the tensors need not have them yet."""
+    """Make attributes and forwards agree with the new shapes, which tensors need not have yet."""
     for path, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention):
             narrow_attention(plan, path, module)
@@ -119,7 +120,7 @@ def _submodule(model: nn.Module, path: str) -> nn.Module:
 
 
 def set_attribute(module: Any, name: str, value: Any) -> None:
-    """Set ``module.a.b`` where only the last name is new; lists come back as they were (tuple, list)."""
+    """Set ``module.a.b``; a tuple stays a tuple."""
     *path, last = name.split(".")
     for part in path:
         module = getattr(module, part)
@@ -177,10 +178,10 @@ def _standard_attributes(plan: Plan, path: str, module: nn.Module) -> None:
 
 
 def apply_to_optimizer(plan: Plan, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Narrow an optimizer's state along with the model's parameters (after ``apply(inplace=True)``).
+    """Narrow an optimizer's state along with the parameters (after ``apply(inplace=True)``).
 
-    Slots of a parameter's shape are narrowed like it; scalars stay. State of the dense model is told
-    from that of the pruned one by its shape.
+    Slots of a parameter's shape are narrowed like it; scalars stay. State of the dense model is
+    told from that of the pruned one by its shape.
     """
     names = {id(p): n for n, p in model.named_parameters()}
     for parameter, slots in optimizer.state.items():

@@ -1,9 +1,9 @@
 """How each operator carries axes from its inputs to its outputs, one file a family.
 
 A rule is a function from an ``Op`` to the axes of its output (or outputs), registered by
-``@rule(torch.ops.aten.cat)``. It unifies what must be the same axis, and returns None for a form that
-it cannot express, which locks the operator's axes. ``secateur.graph.rule`` is the same decorator for
-custom operators: ``@rule(torch.ops.mylib.myop)``.
+``@rule(torch.ops.aten.cat)``. It unifies what must be the same axis, and returns None for a form
+that it cannot express, which locks the operator's axes. ``secateur.graph.rule`` is the same
+decorator for custom operators: ``@rule(torch.ops.mylib.myop)``.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def rule(*operators: Any) -> Callable[[Rule], Rule]:
 
 @cache
 def find_rule(func: Any) -> Rule | None:
-    """The rule of an overload: its own, its packet's, its functional twin's, or the pointwise one."""
+    """The rule of an overload: its own, its packet's, its functional twin's, or pointwise."""
     _load()
     packet = func.overloadpacket
     for key in (func, packet, _functional(packet)):

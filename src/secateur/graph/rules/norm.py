@@ -28,13 +28,20 @@ def _rest(op: Op, first: Axes) -> Any:
     aten.batch_norm,
 )
 def batch_norm(op: Op) -> Any:
-    """Statistics per channel: channels do not see each other, so removal is exact."""
+    """Statistics per channel: channels do not see each other, so removal is exact.
+
+    Measured statistics run over all other axes; of weights (weight standardisation) those can go.
+    """
     x = op.arg("input")
     for name in ("weight", "bias", "running_mean", "running_var"):
         p = op.given.get(name)
         if isinstance(p, Tensor):
             unify(op.axes(p)[0], op.axes(x)[1])
-    op.zero = isinstance(op.given.get("weight"), Tensor)
+    if op.arg("training", op.name == "_batch_norm_with_update"):
+        for i, e in enumerate(op.axes(x)):
+            if i != 1:
+                op.statistical(e, "batch norm")
+    op.zero = op.is_zero(x) or isinstance(op.given.get("weight"), Tensor)
     return _rest(op, op.axes(x))
 
 
@@ -57,7 +64,7 @@ def layer_norm(op: Op) -> Any:
 
 @rule(aten.native_group_norm, aten.group_norm)
 def group_norm(op: Op) -> Any:
-    """Statistics per group: C = Prod(G, C/G); whole groups go exactly, channels in a group do not."""
+    """Statistics per group, C = Prod(G, C/G): whole groups go exactly, single channels do not."""
     x = op.arg("input")
     groups = op.arg("group", op.arg("num_groups"))
     for name in ("weight", "bias"):

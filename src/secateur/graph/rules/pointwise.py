@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 # f(0) = 0: masked positions stay zero through these.
 _KEEPS_ZERO = {
-    "abs", "add", "alias", "asin", "atan", "bernoulli", "celu", "clone", "contiguous", "copy", "elu",
-    "erf", "expm1", "floor", "ceil", "round", "gelu", "hardswish", "hardtanh", "leaky_relu", "log1p",
-    "log_sigmoid_none", "mish", "native_dropout", "neg", "nan_to_num", "relu", "relu6", "rsub",
-    "selu", "sgn", "sign", "silu", "sin", "sinh", "softshrink", "hardshrink", "sqrt", "square", "sub",
-    "tan", "tanh", "to_copy", "trunc", "view_as_real", "view_as_complex", "real", "imag", "conj",
-    "_conj", "_to_copy", "_prelu_kernel", "maximum", "minimum", "fmax", "fmin", "positive", "resolve_conj",
-    "tril", "triu", "masked_fill_zero", "lerp", "where", "bitwise_and", "logical_and",
+    "abs", "add", "alias", "asin", "atan", "bernoulli", "celu", "clone", "contiguous", "copy",
+    "elu", "erf", "expm1", "floor", "ceil", "round", "gelu", "hardswish", "hardtanh", "leaky_relu",
+    "log1p", "mish", "native_dropout", "neg", "nan_to_num", "relu", "relu6", "rsub", "selu", "sgn",
+    "sign", "silu", "sin", "sinh", "softshrink", "hardshrink", "sqrt", "square", "sub", "tan",
+    "tanh", "to_copy", "trunc", "view_as_real", "view_as_complex", "real", "imag", "conj", "_conj",
+    "_to_copy", "_prelu_kernel", "maximum", "minimum", "fmax", "fmin", "positive", "resolve_conj",
+    "tril", "triu", "lerp", "where", "bitwise_and", "logical_and",
 }  # fmt: skip
 _PRODUCTS = {"mul", "_prelu_kernel", "bitwise_and", "logical_and"}
 _QUOTIENTS = {"div", "true_divide", "floor_divide", "fmod", "remainder"}
@@ -136,7 +136,9 @@ def view_as_real(op: Op) -> Axes:
 
 @rule(aten.view_as_complex)
 def view_as_complex(op: Op) -> Axes:
-    return op.axes(op.arg("self"))[:-1]
+    *rest, pair = op.axes(op.arg("self"))
+    op.lock(pair, "real and imaginary part")
+    return rest
 
 
 @rule(aten.copy_)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 _BY_DIMENSIONS = {
-    1: ["avg_pool1d", "max_pool1d", "max_pool1d_with_indices", "upsample_nearest1d", "upsample_linear1d",
+    1: ["avg_pool1d", "max_pool1d", "max_pool1d_with_indices", "upsample_nearest1d",
+    "upsample_linear1d",
         "reflection_pad1d", "replication_pad1d", "_adaptive_avg_pool1d", "adaptive_avg_pool1d",
         "adaptive_max_pool1d", "_upsample_nearest_exact1d"],
     2: ["avg_pool2d", "max_pool2d", "max_pool2d_with_indices", "_adaptive_avg_pool2d",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @rule(aten._trilinear)
 def trilinear(op: Op) -> Axes:
-    """Each factor gets size-1 axes at its ``expand`` places; then a product, summed over ``sumdim``.
+    """Factors get size-1 axes at their ``expand`` places; a product, summed over ``sumdim``.
 
     ``nn.Bilinear`` is (b, 1, i, 1) x (1, o, i, j) x (b, 1, 1, j), summed over i and j.
     """
