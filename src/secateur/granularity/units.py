@@ -44,6 +44,20 @@ def lamp_scale(scores: Tensor) -> Tensor:
     return scaled.view_as(scores)
 
 
+def relative(scores: Tensor) -> Tensor:
+    r"""DepGraph's group-relative score $N I_k / \sum \mathrm{top}_N I$, N half of the units.
+
+    A class whose better half is little better than the rest scores near 1 throughout, so it competes
+    as one in which much can go (arXiv:2301.12900).
+
+    Example:
+        >>> relative(torch.tensor([1.0, 3.0, 1.0, 5.0]))
+        tensor([0.2500, 0.7500, 0.2500, 1.2500])
+    """
+    n = max(1, len(scores) // 2)
+    return scores * n / scores.topk(n).values.sum().clamp(min=_TINY)
+
+
 NORMALIZERS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "none": lambda s: s,
     "sum": lambda s: s / s.abs().sum().clamp(min=_TINY),
@@ -52,6 +66,7 @@ NORMALIZERS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "std": lambda s: s / s.std(correction=0).clamp(min=_TINY),
     "gaussian": lambda s: (s - s.mean()) / s.std(correction=0).clamp(min=_TINY),
     "lamp": lamp_scale,
+    "relative": relative,
 }
 
 

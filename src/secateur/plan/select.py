@@ -83,7 +83,7 @@ def plan(
         round_to: Keep a multiple of this many channels; classes with fewer stay whole.
         reduction: How scores of coupled tensors become one: sum, mean, max, min, prod, first.
         normalizer: How scores of a class are scaled before classes are compared: none, sum, mean,
-            max, std, gaussian, lamp.
+            max, std, gaussian, lamp, relative.
         statistics: Gathered already by ``engine.statistics.collect``, instead of ``data``.
         latency: Seconds of a forward of a model; default: the median over interleaved runs.
         seed: For criteria and statistics that draw at random.
