@@ -114,7 +114,7 @@ def test_the_default_folder_is_named_after_model_and_settings(secateur, net, tmp
     assert ran.code == 0, ran.err
     (folder,) = (tmp_path / "runs").iterdir()
     assert ran.json["out"] == f"runs/{folder.name}"
-    assert folder.name.startswith("net.py-")
+    assert folder.name.startswith("net-")
     zoo = secateur("prune", "zoo:lenet300", "--amount", "0.5", "--repeats", "0", "--data", "none",
                    "--json")  # fmt: skip
     assert zoo.json["out"].startswith("runs/zoo-lenet300-")

@@ -102,7 +102,7 @@ def named_options(text: str, where: str) -> Any:
     """
     name, colon, rest = text.partition(":")
     if not colon:
-        return None if name == "none" else name
+        return name
     options: dict[str, Any] = {}
     for part in rest.split(","):
         key, found = _pair(part, where)

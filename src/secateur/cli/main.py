@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 an error (one line on standard error), 2 wrong usage.
 
     Example:
-        >>> main(["methods"])
+        >>> main(["--version"])
+        secateur 0.1.0
         0
     """
     given = list(sys.argv[1:] if arguments is None else arguments)

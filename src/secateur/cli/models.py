@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from secateur.cli.config import Config
 
 
-def find(spec: str, original: str | None = None) -> Source:
+def find(spec: str, original: str | None = None, *, _seen: frozenset[str] = frozenset()) -> Source:
     """The source that a spec means.
 
     Args:
@@ -50,7 +50,7 @@ def find(spec: str, original: str | None = None) -> Source:
     if code.is_code(spec) and not _misspelt(kind, kinds):
         return _code(spec)
     if Path(spec).is_dir():
-        return _saved(Path(spec), original)
+        return _saved(Path(spec).resolve(), original, _seen)
     if colon:
         raise ConfigError(unknown("kind of model", kind, kinds, f"a model is {FORMS}"))
     raise ConfigError(f"there is no model {spec!r}: a model is {FORMS}")
@@ -192,13 +192,18 @@ def _code(spec: str) -> Source:
     return Source(spec, build, _no_download(spec, build), inputs if callable(companion) else None)
 
 
-def _saved(folder: Path, original: str | None) -> Source:
+def _saved(folder: Path, original: str | None, seen: frozenset[str]) -> Source:
     from secateur import load
 
-    spec = str(folder.resolve())
+    spec = str(folder)
+    if spec in seen:
+        raise ConfigError(
+            f"{folder} says that it was pruned from itself: pass what it was pruned from as "
+            "--original MODEL"
+        )
     if not (folder / "plan.json").is_file():
         raise ConfigError(f"{folder} holds no plan.json: a model is {FORMS}")
-    base = find(original or _original(folder))
+    base = find(original or _original(folder), _seen=seen | {spec})
 
     def build() -> nn.Module:
         return load(base.build, folder)

@@ -29,10 +29,8 @@ def folder_for(config: Config) -> Path:
     """The folder that a configuration asks for, or one named after it."""
     if config.out is not None:
         return Path(config.out).expanduser()
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", str(config.model).removesuffix(":build"))
-    name = Path(str(config.model)).name if Path(str(config.model)).is_dir() else name
     digest = hashlib.sha256(configs.text(config).encode()).hexdigest()[:8]
-    return Path("runs") / f"{name.rpartition('-')[2] if name.startswith('-') else name}-{digest}"
+    return Path("runs") / f"{_short(str(config.model))}-{digest}"
 
 
 def is_finished(folder: Path) -> bool:
@@ -138,3 +136,12 @@ def _is_debris(path: Path) -> bool:
         and path.is_dir()
         and all(p.name.startswith(f".{CONFIG}.") for p in path.iterdir())
     )
+
+
+def _short(model: str) -> str:
+    """A model's name as part of a folder's: ``zoo-resnet8``, ``net`` of ``/a/net.py:build``."""
+    where = model.rpartition(":")[0]
+    if where.endswith(".py"):
+        return Path(where).stem
+    folder = Path(model.removeprefix("hf:"))
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", folder.name if folder.is_dir() else model)

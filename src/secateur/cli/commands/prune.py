@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 EXAMPLES = (
     "secateur prune zoo:resnet8 --keep macs=0.5 --recovery fine-tune:epochs=1 --out out",
     "secateur prune zoo:resnet8 --amount 0.5 --dry-run",
-    "secateur prune --config out/config.yaml --seed 1 --out out-seed1",
+    "secateur prune --config out/config.yaml --recovery none --out unhealed",
 )
 
 

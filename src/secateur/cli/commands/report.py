@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "secateur report out",
     "secateur report out --html page.html --card card.md",
-    "secateur report out out-seed1",
+    "secateur report out unhealed",
 )
 
 

@@ -9,7 +9,7 @@ from secateur.cli.answer import Answer
 
 EXAMPLES = (
     "secateur trace zoo:resnet8",
-    "secateur trace zoo:resnet8 --explain layers.0.0.conv1",
+    "secateur trace zoo:resnet8 --explain layer2.0.conv2",
     "secateur trace torchvision:resnet18 --input 2x3x64x64 --draw graph.svg",
 )
 
