@@ -54,8 +54,8 @@ def relative(scores: Tensor) -> Tensor:
         >>> relative(torch.tensor([1.0, 3.0, 1.0, 5.0]))
         tensor([0.2500, 0.7500, 0.2500, 1.2500])
     """
-    n = max(1, len(scores) // 2)
-    return scores * n / scores.topk(n).values.sum().clamp(min=_TINY)
+    n = max(1, scores.numel() // 2)
+    return scores * n / scores.flatten().topk(n).values.sum().clamp(min=_TINY)
 
 
 NORMALIZERS: Mapping[str, Callable[[Tensor], Tensor]] = {
