@@ -16,7 +16,8 @@ $(STAMP): pyproject.toml
 	touch $(STAMP)
 
 demo: $(STAMP)  ## prune a trained ResNet-20 to half its MACs; report in out/demo/report.html
-	$(BIN)/python -m secateur.demo --out out/demo
+	$(BIN)/secateur prune --config examples/demo.yaml --restart
+	@echo 'Now open out/demo/report.html'
 
 test: $(STAMP)  ## run the tests on two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

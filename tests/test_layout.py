@@ -26,7 +26,7 @@ LAYERS = (
     ("analyse", "integrations"),
     ("public",),
     ("__init__",),
-    ("cli", "demo"),
+    ("cli",),
     ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
