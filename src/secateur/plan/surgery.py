@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import PlanError, SurgeryError
-from secateur.graph.forward import named_tensors
+from secateur.graph.forward import named_tensors, skeleton
 from secateur.plan.attention import narrow_attention
 from secateur.plan.mend import mend
 from secateur.plan.selection import fill as fill_in
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 def apply(plan: Plan, model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """The model with the planned units removed; see ``Plan.apply``."""
     check_architecture(plan, model)
+    if inplace:
+        change_python_side(plan, skeleton(model))  # a rehearsal: what cannot be done fails here
     target = model if inplace else copy.deepcopy(model)
     tensors = named_tensors(target)
     for name in plan.touched:
@@ -83,11 +85,8 @@ def _replace(model: nn.Module, name: str, old: Tensor, new: Tensor, plan: Plan) 
         if grad is not None:
             old.grad = narrowed(plan, name, grad)
         return
-    path, _, leaf = name.rpartition(".")
-    for owner in _owners(model, old):
-        owner[0]._buffers[owner[1]] = new
-    if not any(True for _ in _owners(model, new)):  # pragma: no branch - a buffer has an owner
-        model.get_submodule(path)._buffers[leaf] = new
+    for owner, leaf in _owners(model, old):
+        owner._buffers[leaf] = new
 
 
 def _owners(model: nn.Module, tensor: Tensor) -> list[tuple[nn.Module, str]]:
