@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 
 class Atom:
@@ -37,7 +38,7 @@ class Atom:
 class Prod:
     factors: tuple[Expr, ...]
 
-    @property
+    @cached_property
     def size(self) -> int:
         return math.prod(f.size for f in self.factors)
 
@@ -46,7 +47,7 @@ class Prod:
 class Sum:
     terms: tuple[Expr, ...]
 
-    @property
+    @cached_property
     def size(self) -> int:
         return sum(t.size for t in self.terms)
 
@@ -70,19 +71,34 @@ def one() -> Atom:
     return Atom(1, lock="size 1")
 
 
+_refinements = 0  # how often any atom was unified or defined: what was resolved since then still is
+
+
 def resolve(e: Expr) -> Expr:
     """The expression with every refinement so far put in, flattened; size-one factors vanish."""
+    if type(e) is Atom:
+        if e.parent is None and e.definition is None:
+            return e
+        root = e
+        while root.parent is not None:
+            root = root.parent
+        while e is not root:  # path compression keeps long chains of unifications cheap
+            e.parent, e = root, e.parent  # type: ignore[assignment]
+        if root.definition is None:
+            return root
+        root.definition = resolve(root.definition)
+        return root.definition
+    at, known = e.__dict__.get("resolved", (-1, e))
+    if at != _refinements:
+        known = _resolved(e)
+        for seen in (e, known):
+            if type(seen) is not Atom:
+                seen.__dict__["resolved"] = _refinements, known
+    return known
+
+
+def _resolved(e: Expr) -> Expr:
     match e:
-        case Atom():
-            root = e
-            while root.parent is not None:
-                root = root.parent
-            while e is not root:  # path compression keeps long chains of unifications cheap
-                e.parent, e = root, e.parent  # type: ignore[assignment]
-            if root.definition is None:
-                return root
-            root.definition = resolve(root.definition)
-            return root.definition
         case Prod():
             factors: list[Expr] = []
             for factor in map(resolve, e.factors):
@@ -92,7 +108,7 @@ def resolve(e: Expr) -> Expr:
                     factors.append(factor)
             if len(factors) == 1:
                 return factors[0]
-            return Prod(tuple(factors)) if factors else one()
+            return _same(e, e.factors, factors) if factors else one()
         case Sum():
             terms: list[Expr] = []
             for term in map(resolve, e.terms):
@@ -102,16 +118,23 @@ def resolve(e: Expr) -> Expr:
                     terms.append(term)
             if len(terms) == 1:
                 return terms[0]
-            return Sum(tuple(terms)) if terms else Atom(0, lock="empty")
+            return _same(e, e.terms, terms) if terms else Atom(0, lock="empty")
         case Take():
             base, index = resolve(e.base), e.index
             if isinstance(base, Take):
-                index = tuple(base.index[i] for i in index)
-                base = base.base
+                base, index = base.base, tuple(base.index[i] for i in index)
             if len(index) == 1:  # size-one axes vanish from nestings, so what they read must stay
                 lock(base, "a single position is read")
                 return one()
             return base if index == tuple(range(base.size)) else Take(base, index)
+    return e
+
+
+def _same(e: Prod | Sum, before: tuple[Expr, ...], after: list[Expr]) -> Expr:
+    """``e`` itself if its parts are what they were, which saves copying."""
+    if len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True)):
+        return e
+    return type(e)(tuple(after))
 
 
 def prod(*factors: Expr) -> Expr:
@@ -151,9 +174,11 @@ def locked(e: Expr) -> bool:
 
 
 def _define(atom: Atom, e: Expr) -> None:
+    global _refinements
     if atom.lock is not None:
         lock(e, atom.lock)
     atom.definition = e
+    _refinements += 1
 
 
 def peel(e: Expr, inner: int) -> tuple[Expr, Expr] | None:
@@ -244,6 +269,7 @@ def cut(e: Expr, position: int) -> tuple[Expr, Expr] | None:
 
 def unify(a: Expr, b: Expr) -> bool:
     """Make two axes of equal size the same axis; False, both locked, if it has no expression."""
+    global _refinements
     a, b = resolve(a), resolve(b)
     if a is b or a.size == 1 == b.size:
         return True
@@ -254,6 +280,7 @@ def unify(a: Expr, b: Expr) -> bool:
     match a, b:
         case Atom(), Atom():
             a.parent = b
+            _refinements += 1
             b.lock = b.lock or a.lock
             return True
         case Atom(), _:

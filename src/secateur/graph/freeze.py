@@ -63,8 +63,15 @@ def freeze(
 
     leaf_axis: dict[int, Axis] = dict(class_name)
 
+    known: dict[int, Axis] = {}  # the recorder holds the expressions, so their ids are unique
+
     def freeze_all(axes: Iterable[Expr]) -> tuple[Axis, ...]:
-        return tuple(_freeze_axis(resolve(e), leaf_axis) for e in axes)
+        result = []
+        for e in axes:
+            if id(e) not in known:
+                known[id(e)] = _freeze_axis(resolve(e), leaf_axis)
+            result.append(known[id(e)])
+        return tuple(result)
 
     over = fibres(
         (freeze_all(axes) for axes in atoms.values()),
@@ -78,6 +85,7 @@ def freeze(
     for key, name in class_name.items():
         if name in over:
             leaf_axis[key] = ("over", name, over[name])
+    known.clear()
 
     tensor_axes = {name: freeze_all(axes) for name, axes in atoms.items()}
     sizes = {class_name[k]: leaf.size for k, leaf in leaf_of.items()}
