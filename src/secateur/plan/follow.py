@@ -70,7 +70,8 @@ class Follow(TorchFunctionMode):
             return func(*args, **kwargs)
         scopes = self.scopes.called(name)
         module = scopes[-1][0] if scopes else ""
-        call = self._recorded(name, module)
+        ranks = [t.dim() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        call = self._recorded(name, module, ranks)
         if call is None:
             return func(*args, **kwargs)
         with unset_fake_temporarily():  # the plan's masks are real tensors
@@ -105,11 +106,16 @@ class Follow(TorchFunctionMode):
         except (RuntimeError, TypeError, ValueError, IndexError, AssertionError):
             return None
 
-    def _recorded(self, name: str, module: str) -> FrozenCall | None:
-        """The recorded call that this one is; None if the dense forward did not make it."""
+    def _recorded(self, name: str, module: str, ranks: list[int]) -> FrozenCall | None:
+        """The recorded call that this one is; None if the dense forward did not make it.
+
+        A forward may branch on sizes (repeat the keys where values have another width), so a call
+        that takes tensors of other ranks is another call.
+        """
         for k in range(self.position, min(len(self.calls), self.position + _LOOKAHEAD)):
             call = self.calls[k]
-            if call.function == name and call.module == module:
+            same = call.function == name and call.module == module
+            if same and [len(axes) for axes in call.inputs] == ranks:
                 self.position = k + 1
                 return call
         return None
