@@ -1,10 +1,10 @@
 """Describe a pruned Hugging Face model by a stock config, so that plain ``from_pretrained`` works.
 
 A config has far fewer numbers than a model has sizes, so this succeeds only where the pruned shape
-is one that the architecture knows: the same for every layer, whole heads, a head width that its positions
-and its softmax scale allow. Nothing is assumed about what a config field means. Fields whose value is
-an old size are given the new one, and a config counts only if the stock class, loaded through the
-stock ``from_pretrained``, has exactly the pruned tensors and gives the pruned model's outputs.
+is one that the architecture knows: the same for every layer, whole heads, a head width that its
+positions and its softmax scale allow. Nothing is assumed about what a config field means. Fields
+whose value is an old size are given the new one, and a config counts only if the stock class,
+loaded by the stock ``from_pretrained``, has exactly the pruned tensors and the pruned outputs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import logging
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,10 +31,12 @@ from secateur.plan.repair import parts_of
 log = logging.getLogger(__name__)
 
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # of outputs, relative; coarser types 2e-2
-_MOST_BUILDS = 80
+_MOST_BUILDS = 150
+_MOST_SECONDS = 60.0
 _MOST_PROOFS = 12
 _NOT_SIZES = re.compile(r".*(_ids?|_index|_layers?|vocab_size|num_labels|version)|max_.*|id2label")
 _MAYBE_SIZES = re.compile(r".*(inner|ffn|dim|size|heads|width|intermediate|rank).*")
+_UNSAID = {"head_dim": None}  # forwards look for it, though not every config has the field
 Place = tuple[tuple[str, ...], str]  # sub-configs on the way, field
 
 
@@ -127,14 +130,17 @@ def options(config: Any, plan: Plan) -> dict[Place, tuple[Any, list[Any]]]:
         if type(edit.old) is int and type(edit.value) is int:
             changes.setdefault(edit.old, Counter())[edit.value] += 1
     news = {old: [n for n, _ in c.most_common() if n != old] for old, c in changes.items()}
-    sizes = dict.fromkeys([*(n for c in news.values() for n in c), *(o for o in news if news[o])])
+    often = Counter({old: c.total() for old, c in changes.items() if old > 1})
+    sizes = dict.fromkeys(
+        [*(n for c in news.values() for n in c), *(o for o, _ in often.most_common())]
+    )
     found: dict[Place, tuple[Any, list[Any]]] = {}
     for place, value in _fields(config):
         name = place[1]
         if type(value) is int and news.get(value):
             found[place] = value, news[value]
         elif value is None and _MAYBE_SIZES.fullmatch(name):
-            found[place] = None, list(sizes)[:8]
+            found[place] = None, list(sizes)[:24]
         elif isinstance(value, list | tuple) and any(news.get(v) for v in value):
             mapped = [news[v][0] if news.get(v) else v for v in value]
             found[place] = value, [type(value)(mapped)]
@@ -150,6 +156,7 @@ class Search:
     state: Mapping[str, Tensor]
     inputs: Any
     options: Mapping[Place, tuple[Any, list[Any]]]
+    began: float = field(default_factory=time.monotonic)
     builds: int = 0
     proofs: int = 0
     failure: str = "none of its config's fields stands for what was removed"
@@ -205,10 +212,11 @@ class Search:
         """The config as it will be read back from its file."""
         config: Any = copy.deepcopy(self.model.config)
         for (path, name), value in values.items():
-            target = config
-            for part in path:
-                target = getattr(target, part)
-            setattr(target, name, value)
+            if value != self.options[path, name][0]:
+                target = config
+                for part in path:
+                    target = getattr(target, part)
+                setattr(target, name, value)
         config.architectures = [self.kind.__name__]
         config.dtype = next(iter(self.model.parameters())).dtype
         return type(config).from_dict(json.loads(config.to_json_string()))
@@ -217,7 +225,8 @@ class Search:
         """How many tensors of the stock model have another shape than the pruned one's."""
         key = repr(sorted(values.items(), key=repr))
         if key not in self.tried:
-            self.tried[key] = self._count(values) if self.builds < _MOST_BUILDS else 1 << 30
+            late = time.monotonic() - self.began > _MOST_SECONDS or self.builds >= _MOST_BUILDS
+            self.tried[key] = 1 << 30 if late else self._count(values)
         return self.tried[key]
 
     def _count(self, values: Mapping[Place, Any]) -> int:
@@ -311,7 +320,7 @@ def _check_uniform(plan: Plan) -> None:
 
 def _fields(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[Place, Any]]:
     """Fields of a config and of the configs in it that may hold a size."""
-    for name, value in vars(config).items():
+    for name, value in {**_UNSAID, **vars(config)}.items():
         if name.startswith("_") or _NOT_SIZES.fullmatch(name):
             continue
         if hasattr(value, "to_json_string") and hasattr(value, "__dict__"):
