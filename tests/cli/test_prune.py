@@ -99,6 +99,7 @@ def test_a_dry_run_shows_what_would_go_and_writes_nothing(secateur, net, tmp_pat
     assert ran.code == 0, ran.err
     answer = ran.json
     assert answer["removed"] == {"0": 8, "2": 4}
+    assert answer["report"]["proof"]["error"] < 1e-5
     small = 6 * 8 + 8 + 8 * 4 + 4 + 4 * 3 + 3
     assert answer["report"]["after"]["parameters"] == small
     assert answer["report"]["after"]["macs"] == 2 * (6 * 8 + 8 * 4 + 4 * 3)

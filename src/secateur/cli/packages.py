@@ -76,6 +76,7 @@ def huggingface(name: str) -> Source:
             "(models are not fetched from a hub)"
         )
     package = _import("transformers", "hf")
+    importlib.import_module("transformers.utils.logging").disable_progress_bar()
     local = {"local_files_only": True, "trust_remote_code": False}
     config = _of_folder(lambda: package.AutoConfig.from_pretrained(folder, **local), folder)
     named = (getattr(config, "architectures", None) or ["AutoModel"])[0]

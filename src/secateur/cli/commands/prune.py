@@ -82,28 +82,20 @@ def _chosen(options: argparse.Namespace) -> Config:
 
 
 def _dry_run(chosen: Config) -> Answer:
+    """Everything but healing, judging, timing and writing."""
     import secateur as sec
 
     source, model, inputs = models.open_model(chosen)
-    graph = sec.trace(model, inputs)
-    plan = sec.plan(graph, **selection(chosen, asked(chosen))).prepared()
-    small = plan.apply(model)
-    after = sec.measure(small, inputs, against=model, repeats=0)
-    assert after.against is not None
-    record = sec.report.Record(
-        title="What would go (nothing was written)",
-        model=source.spec,
-        before=sec.report.State.of(after.against.dense),
-        after=sec.report.State.of(after),
-        seed=chosen.seed,
-        layers=tuple(
-            sec.report.Layer(c.name, c.kind, c.size, c.size - plan.removed.get(c.name, 0))
-            for c in graph.free.values()
-        ),
-        notes=plan.notes,
-    )
-    answer = {"dry_run": True, "removed": plan.removed, "exact": plan.exact}
-    return Answer(answer | {"report": record.to_dict()}, sec.report.console(record))
+    result = sec.prune(
+        model,
+        inputs,
+        verify=chosen.verify,
+        measure={"repeats": 0},
+        **selection(chosen, asked(chosen)),
+    ).described(title="What would go (nothing was written)", model=source.spec)
+    answer = {"dry_run": True, "removed": result.plan.removed, "exact": result.plan.exact}
+    answer["report"] = result.report.to_dict()
+    return Answer(answer, sec.report.console(result.report))
 
 
 def _prune(chosen: Config, folder: Path, work: Path, command: str, *, progress: bool) -> Record:
