@@ -55,8 +55,7 @@ def main() -> None:
 
 def failed(row: dict[str, Any]) -> bool:
     """Whether anything about a model is not as it should be."""
-    from benchmarks.coverage.cell import passed
-    from benchmarks.coverage.page import statistical_ok
+    from benchmarks.coverage.cell import passed, statistical_ok
 
     return bool(row.get("cause")) or not passed(row) or not statistical_ok(row)
 

@@ -75,6 +75,7 @@ def _try(case: Case, report: Report, enter: Callable[[str], None]) -> None:
         began = time.process_time()
         eligible = [c for c in classes if c.locked is None and (statistical or c.exact)]
         if not eligible:
+            report({name: facts | {"eligible": 0}})
             continue
         plan = sec.plan(
             graph,
@@ -151,8 +152,19 @@ def fingerprint(model: nn.Module) -> list[tuple[str, tuple[int, ...], float, boo
 
 
 def passed(row: dict[str, Any]) -> bool:
-    """Whether the exact pass is proven: really pruned, same shapes, equal to the masked model."""
+    """Whether the exact pass is proven: really pruned, same shapes, equal to the masked model.
+
+    Where no class is exact (every one lies under a norm), the second pass must be verified instead.
+    """
+    if row.get("exact", {}).get("eligible") == 0:
+        return statistical_ok(row) and row["statistical"]["touched"] > 0
     return proven(row.get("exact", {}))
+
+
+def statistical_ok(row: dict[str, Any]) -> bool:
+    """Whether the second pass ran, kept its shapes and was verified."""
+    facts = row.get("statistical", {})
+    return bool(facts.get("shapes")) and bool(facts.get("verify_ok"))
 
 
 def proven(facts: dict[str, Any]) -> bool:

@@ -3,10 +3,13 @@
 import pytest
 import torch
 from benchmarks.coverage.cases_operators import cases
-from benchmarks.coverage.cell import passed, try_case
-from benchmarks.coverage.page import cause, statistical_ok
+from benchmarks.coverage.cell import passed, statistical_ok, try_case
+from benchmarks.coverage.page import cause
 
 CASES = {case.name: case for case in cases()}
+# Left alone with a note, which is right: TorchScript holds the old shape; the router's choice of
+# experts changes with the width, and with it how many rows each of them gets.
+GIVEN_BACK = {"scripted_block", "chosen_experts"}
 # What a network is there for can be that a class is left alone.
 LOCKED = {
     "fourier_over_channels": "stem",
@@ -21,7 +24,8 @@ def test_pruned_equals_masked(name):
     try_case(CASES[name], row.update)
     assert passed(row), (cause(row), row.get("trace"))
     assert statistical_ok(row), (cause(row), row.get("trace"))
-    assert row["statistical"]["touched"] == row["statistical"]["eligible"], row["statistical"]
+    if name not in GIVEN_BACK:
+        assert row["statistical"]["touched"] == row["statistical"]["eligible"], row["statistical"]
 
 
 @pytest.mark.parametrize("name", LOCKED)

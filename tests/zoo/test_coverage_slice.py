@@ -7,10 +7,10 @@ import time
 import pytest
 import torch
 from benchmarks.coverage.case import Case, cases
-from benchmarks.coverage.cell import passed, try_case
+from benchmarks.coverage.cell import passed, statistical_ok, try_case
 from benchmarks.coverage.forked import Child
 from benchmarks.coverage.oracle import NeutralNorms, difference, masked, outputs
-from benchmarks.coverage.page import cause, statistical_ok
+from benchmarks.coverage.page import cause
 from benchmarks.coverage.randomise import randomise, settle
 from torch import nn
 
