@@ -110,6 +110,11 @@ def prune(
     if evaluate is not None and not callable(evaluate):
         raise ConfigError(f"evaluate={evaluate!r}: give a function from a model to a number")
     targets = _targets(amount, keep, selection.pop("overrides", None), schedule, steps)
+    if len(targets) > 1 and selection.get("fibred"):
+        raise ConfigError(
+            "fibred=True is for one step: what every head chose for itself cannot be followed "
+            'through several; use schedule="one-shot"'
+        )
     healers = [_shown(healer, progress) for healer in _healers(recovery)]
     _check_data(data, passes=len(targets) * (len(healers) + bool(criteria.find(criterion).needs)))
     common = {"criterion": criterion, "scope": scope, "data": data, "seed": seed, **selection}

@@ -180,15 +180,28 @@ def _proof(proof: Verification | None) -> Proof | None:
     return Proof(error, proof.exact, proof.tolerance, proof.note)
 
 
+# What everybody has: a report need not say it.
+_USUAL = {
+    "reduction": "sum", "normalizer": "none", "statistical": True, "fibred": False, "min_width": 1,
+    "schedule": "one-shot", "steps": 1, "samples": 0,
+}  # fmt: skip
+
+
 def _settings(made_by: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that say something, as text where they are no plain values."""
-    found = {**made_by, **asked}
-    skipped = {"seed", "torch"}
     return {
-        name: value if isinstance(value, str | int | float | bool) else str(value)
-        for name, value in found.items()
-        if name not in skipped and value not in (None, [], {}, ())
+        name: value if isinstance(value, str | int | float | bool) else _text(value)
+        for name, value in {**made_by, **asked}.items()
+        if name not in ("seed", "torch")
+        and value not in (None, [], {}, ())
+        and _USUAL.get(name) != value
     }
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k}={v}" for k, v in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _locked(graph: Graph) -> tuple[Locked, ...]:

@@ -30,6 +30,7 @@ CASES: list[tuple[dict[str, Any], type[SecateurError], str]] = [
     ({"schedule": "linear", "steps": 0}, ConfigError, "steps=0"),
     ({"schedule": "linear", "steps": 2.5}, ConfigError, "steps=2.5"),
     ({"steps": 3}, ConfigError, "one-shot"),
+    ({"schedule": "linear", "fibred": True}, ConfigError, "fibred=True is for one step"),
     ({"schedule": "linear", "amount": 2}, ConfigError, "fraction"),
     ({"recovery": "finetune"}, ConfigError, "did you mean 'fine-tune'"),
     ({"recovery": ("fine-tune", {"epoch": 1})}, ConfigError, "did you mean 'epochs'"),

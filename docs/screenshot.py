@@ -1,0 +1,34 @@
+"""Take the README's picture: the top of the demonstration's report, in headless Chromium.
+
+make demo && python docs/screenshot.py out/demo/report.html docs/images/report.png
+"""
+
+import base64
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "report"))
+
+import chromium  # noqa: E402 - it lives with the tests that use it
+
+WIDTH, HEIGHT = 1000, 1640  # from the verdict to the sensitivity curves
+
+
+def main(page: Path, picture: Path) -> None:
+    """Open the page, write what its first screens show."""
+    if chromium.find() is None:
+        raise SystemExit(chromium.INSTALL)
+    with chromium.browse(Path(tempfile.mkdtemp())) as tab:
+        tab.open(page.resolve().as_uri(), width=WIDTH, height=HEIGHT)
+        clip = {"x": 0, "y": 0, "width": WIDTH, "height": HEIGHT, "scale": 1}
+        image = tab.call("Page.captureScreenshot", clip=clip)
+        if tab.errors or len(tab.requests) > 1:
+            raise SystemExit(f"the page complains or asks for more: {tab.errors} {tab.requests}")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    picture.write_bytes(base64.b64decode(image["data"]))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
