@@ -234,3 +234,41 @@ def test_the_public_names_do_it(tmp_path):
     sec.save(tmp_path / "m", plan.apply(model), plan)
     loaded = sec.load(lambda: build("plain", 3), tmp_path / "m").eval()
     assert torch.equal(loaded(inputs("plain")), plan.apply(model)(inputs("plain")))
+
+
+class Elsewhere(nn.Module):
+    """Keeps a weight in a list too, and a table where no state is looked for."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.weights = [self.b.weight]
+        table = torch.arange(4).flip(0)
+        if where == "attribute":
+            self.table = table
+        elif where == "container":
+            self.tables = {"one": [table]}
+        self.reorder = (lambda x: x[:, table]) if where == "closure" else self._reorder
+        self.where = where
+
+    def _reorder(self, x):
+        return x[:, self.table if self.where == "attribute" else self.tables["one"][0]]
+
+    def forward(self, x):
+        return self.a(self.reorder(x)).relu() @ self.weights[0].T + self.b.bias
+
+
+@pytest.mark.parametrize("where", ["attribute", "container", "closure"])
+def test_what_a_model_keeps_elsewhere_is_right_or_told(where, tmp_path):
+    """References follow; a table without values, which the forward would read, is an error."""
+    model, x = Elsewhere(where), torch.randn(2, 4)
+    graph = trace(model, x)
+    plan = Plan.of(graph, halved(graph)).prepared()
+    small = plan.apply(model)
+    save(tmp_path / "m", small, plan)
+    loaded = load(Elsewhere(where), tmp_path / "m")
+    assert torch.equal(loaded(x), small(x)) and loaded.weights[0] is loaded.b.weight
+    with torch.device("meta"):
+        empty = Elsewhere(where)
+    with pytest.raises(StoreError, match=r"the model \(Elsewhere\) keeps a tensor .* on the CPU"):
+        load(empty, tmp_path / "m")

@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from secateur.errors import PlanError, SecateurError, StoreError
-from secateur.graph.forward import named_tensors, skeleton
-from secateur.plan.assign import assign, is_passing, owner_of
+from secateur.graph.forward import named_tensors
+from secateur.plan.assign import is_passing, owner_of, with_tensors
 from secateur.plan.edits import check_target
 from secateur.plan.encode import LARGEST_FILE, decode, encode, plain
 from secateur.plan.files import Writer, read_text, write_text, write_together
@@ -132,7 +132,7 @@ def load(
     """The saved model, on a freshly built original architecture.
 
     The model given is not changed. It may be on the meta device (``with torch.device("meta")``), so
-    that no dense weights are ever made.
+    that no dense weights are ever made. Modules are in train or eval mode as they were built.
 
     Args:
         model: The architecture that was pruned, or a function that builds it.
@@ -157,34 +157,30 @@ def load(
         raise StoreError(f"{where}: {error}") from error
     for k, edit in enumerate(folder.plan.edits or ()):
         check_target(original, edit, f"{where}: edit {k}")
-    result = skeleton(original)
+    _check_added(folder, original)
+    stored = tensors_of(folder)
+    new = {}
+    for name, before in named_tensors(original).items():
+        t = stored[folder.same.get(name, name)]
+        t = t.clone() if name in folder.same else t
+        cast = t.is_floating_point() and not is_passing(original, name)
+        place = device or ("cpu" if before.is_meta else before.device)
+        new[name] = t.to(place, dtype if cast else None)
+    result = with_tensors(original, new)
     try:
         change_python_side(folder.plan, result)
-    except (
-        SecateurError,
-        RuntimeError,
-        AttributeError,
-        TypeError,
-        ValueError,
-        LookupError,
-    ) as error:
+    except _UNFIT as error:
         raise StoreError(
             f"{where} does not fit this {type(original).__name__} ({error}): load onto the "
             "architecture that it was made for."
         ) from error
-    _check_added(folder, result)
-    stored = tensors_of(folder)
-    new = {}
-    for name, before in named_tensors(result).items():
-        t = stored[folder.same.get(name, name)]
-        t = t.clone() if name in folder.same else t
-        cast = t.is_floating_point() and not is_passing(result, name)
-        place = device or ("cpu" if before.is_meta else before.device)
-        new[name] = t.to(place, dtype if cast else None)
-    assign(result, new)
     for name in folder.added:
         _add(result, name, stored[name], device, dtype)
     return result
+
+
+# What surgery may raise when a hostile plan does not fit the model.
+_UNFIT = (SecateurError, RuntimeError, AttributeError, TypeError, ValueError, LookupError)
 
 
 def _contents(model: nn.Module, plan: Plan) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

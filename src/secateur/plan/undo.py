@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import PlanError
-from secateur.graph.forward import named_tensors, skeleton
-from secateur.plan.assign import assign
+from secateur.graph.forward import named_tensors
+from secateur.plan.assign import with_tensors
 from secateur.plan.encode import runs
 from secateur.plan.selection import fill, scatter
 from secateur.plan.surgery import check_architecture
@@ -56,9 +56,7 @@ def restore(
             full = scatter(t.detach(), plan.selection(name), shape)
             full[gone] = removed.to(full)
             tensors[name] = full
-    result = skeleton(onto)
-    assign(result, {n: t.clone() for n, t in tensors.items()})
-    return result
+    return with_tensors(onto, {n: t.clone() for n, t in tensors.items()})
 
 
 def _gone(plan: Plan, name: str, like: Tensor) -> Tensor:
