@@ -191,6 +191,7 @@ HOSTILE = {
     "a path for a file": (_set("files", "../model.safetensors", {}), "without weights"),
     "no files": (_set("files", {}), "without weights"),
     "files that say nothing": (_set("files", WEIGHTS, []), "does not say what is in"),
+    "a tensor that is null": (_set("files", WEIGHTS, "tensors", "x", None), r"plan\.json says"),
     "an added tensor that is not there": (_set("added", ["x"]), "list of tensors is damaged"),
     "an added tensor of another": (_set("added", ["up.weight"]), "has no place|no place"),
     "a buffer equal to nothing": (_set("same", {"wave_again": "ghost"}), "list of tensors"),

@@ -7,9 +7,11 @@ there already.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
+import torch
 from torch import nn
 
 from secateur.errors import StoreError
@@ -32,17 +34,13 @@ _SIZED = {
 _ARITHMETIC = re.compile(
     r"_{0,2}[ri]?(mul|div|add|sub|pow|truediv|floordiv|true_divide|multiply|divide)_{0,2}"
 )
-_FACTORS = {
-    "softmax",
-    "clamp",
-    "clamp_",
-    "full_like",
-    "baddbmm",
-    "addmm",
-    "addmv",
-    "lerp",
-    "normalize",
-}
+
+
+@functools.cache
+def _intercepted() -> frozenset[str]:
+    """Names of the functions whose calls a mode sees: of these, factors may change."""
+    groups = torch.overrides.get_overridable_functions().values()
+    return frozenset(getattr(f, "__name__", "") for group in groups for f in group)
 
 
 def check_edit(edit: Edit, where: str) -> None:
@@ -75,7 +73,7 @@ def check_edit(edit: Edit, where: str) -> None:
     )
     factor = type(edit.value) is float
     known = edit.function in _SIZED or _ARITHMETIC.fullmatch(str(edit.function)) is not None
-    known = known or (factor and edit.function in _FACTORS)
+    known = known or (factor and edit.function in _intercepted())
     check(known, f"{str(edit.function)[:80]!r} is not a function whose sizes may change")
     scaled = isinstance(edit.value, dict)
     if scaled:

@@ -103,7 +103,10 @@ def _tables(path: Path, data: Mapping[str, Any]) -> dict[str, tuple[torch.dtype,
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             raise StoreError(f"{file} is not a safetensors file ({error}): save again.") from error
         if there != table:
-            other = next(n for n in (*there, *table) if there.get(n) != table.get(n))
+            absent = object()
+            other = next(
+                n for n in (*there, *table) if there.get(n, absent) != table.get(n, absent)
+            )
             raise StoreError(
                 f"{file}: tensor {other!r} is {there.get(other)}, plan.json says "
                 f"{table.get(other)}: they are not of the same model. Save again."
