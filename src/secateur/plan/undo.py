@@ -56,7 +56,8 @@ def restore(
             full = scatter(t.detach(), plan.selection(name), shape)
             full[gone] = removed.to(full)
             tensors[name] = full
-    return with_tensors(onto, {n: t.clone() for n, t in tensors.items()})
+    copies = {n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
+    return with_tensors(onto, copies)
 
 
 def _gone(plan: Plan, name: str, like: Tensor) -> Tensor:
