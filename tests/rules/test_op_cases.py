@@ -7,9 +7,8 @@ from benchmarks.coverage.cell import passed, statistical_ok, try_case
 from benchmarks.coverage.page import cause
 
 CASES = {case.name: case for case in cases()}
-# Left alone with a note, which is right: TorchScript holds the old shape; the router's choice of
-# experts changes with the width, and with it how many rows each of them gets.
-GIVEN_BACK = {"scripted_block", "chosen_experts"}
+# Left alone with a note, which is right: TorchScript holds the old shape.
+GIVEN_BACK = {"scripted_block"}
 # What a network is there for can be that a class is left alone.
 LOCKED = {
     "fourier_over_channels": "stem",

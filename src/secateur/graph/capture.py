@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._decomp import core_aten_decompositions
-from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.graph.axes import Atom, Axes, Expr, lock, one, resolve
@@ -49,7 +49,8 @@ class Call:
     """One call of a torch function as the forward made it.
 
     ``scopes`` names the modules that were running, outermost first, with the number of earlier
-    calls of the same function since each of them was entered.
+    calls of the same function since each of them was entered. ``decisions`` are the integers and
+    booleans of its result, if it was computed from data: indices, masks, counts.
     """
 
     function: str
@@ -58,6 +59,7 @@ class Call:
     kwargs: dict[str, Any]
     outputs: list[Axes]
     inputs: list[Axes]
+    decisions: tuple[Any, ...] = ()
 
     @property
     def module(self) -> str:
@@ -333,6 +335,7 @@ class Calls(TorchFunctionMode):
                 tree_map(_plain, kwargs),
                 [list(self.recorder.axes_of(t)) for t in outs],
                 inputs,
+                tuple(_decision(x) for x in tree_leaves(result)),
             )
         )
         return result
@@ -350,6 +353,17 @@ TENSOR = Placeholder()
 
 def _plain(x: Any) -> Any:
     return TENSOR if isinstance(x, Tensor) else x
+
+
+def _decision(x: Any) -> Any:
+    """A copy of an integer or boolean result that has data, else None."""
+    if not isinstance(x, Tensor):
+        return x if isinstance(x, bool | int | float) else None
+    known = not isinstance(x, FakeTensor) and not x.is_meta and x.numel() <= _LARGEST_KNOWN
+    if not known or x.is_floating_point() or x.is_complex():
+        return None
+    with _disable_current_modes():
+        return x.detach().clone()
 
 
 def _storage(t: Tensor) -> int:

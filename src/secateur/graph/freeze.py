@@ -134,6 +134,7 @@ def freeze(
                 c.kwargs,
                 tuple(freeze_all(a) for a in c.inputs),
                 tuple(freeze_all(a) for a in c.outputs),
+                c.decisions,
             )
             for c in recorder.calls
         ),

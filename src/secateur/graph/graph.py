@@ -41,6 +41,7 @@ class FrozenCall:
     kwargs: Mapping[str, Any]
     inputs: tuple[tuple[Axis, ...], ...]
     outputs: tuple[tuple[Axis, ...], ...]
+    decisions: tuple[Any, ...] = ()
 
     @property
     def module(self) -> str:

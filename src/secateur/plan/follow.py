@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from secateur.graph.forward import Scopes, function_name, is_quiet, module_hooks, run
 from secateur.graph.forward import skeleton as copied
@@ -80,7 +80,7 @@ class Follow(TorchFunctionMode):
             fixed = with_old_numbers(recorded, args, kwargs)
         if shape_is_enough(name):
             # The forward's own sizes may already be right, or right said differently (-1, chunk).
-            result = self._try(func, *fixed)
+            result = _as_decided(call, outputs, args, self._try(func, *fixed))
             if shapes_of(result) == outputs:
                 for path, old, new in differences((args, kwargs), fixed):
                     self._note(scopes, name, path, old, new)
@@ -95,6 +95,7 @@ class Follow(TorchFunctionMode):
             result = function(*fixed_args, **fixed_kwargs)
         except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
             raise Mismatch(call, f"{name} raised {type(error).__name__}: {error}") from error
+        result = _as_decided(call, outputs, args, result)
         got = shapes_of(result)
         if got != outputs:
             raise Mismatch(call, f"{name} gives {got} where the plan needs {outputs}")
@@ -127,6 +128,33 @@ class Follow(TorchFunctionMode):
         if scalable and name in ("view", "reshape", "expand", "unflatten", "new_zeros", "zeros"):
             value = {"times": _reduced(new, old)}
         self.edits.append(Edit(module, path, value, old, name, index))
+
+
+def _as_decided(call: FrozenCall, outputs: Shapes, args: Any, result: Any) -> Any:
+    """The result with the indices, masks and counts of the dense run, where they still fit.
+
+    A narrower model scores otherwise, so it would choose other boxes or experts, and another number
+    of them; the shapes that the plan predicts are those of the dense model's choices.
+    """
+    leaves, spec = tree_flatten(result)
+    if len(leaves) != len(call.decisions):
+        return result
+    shapes = iter(outputs)
+    for i, (now, then) in enumerate(zip(leaves, call.decisions, strict=True)):
+        shape = next(shapes, None) if isinstance(now, Tensor) else None
+        if then is None:
+            continue
+        if not isinstance(now, Tensor):
+            leaves[i] = then if call.function in _READS and type(now) is type(then) else now
+        elif tuple(then.shape) == shape and not torch.equal(now, then.to(now.device)):
+            if any(now is a for a in tree_leaves(args)):  # in place
+                now.copy_(then)
+            else:
+                leaves[i] = then.clone()
+    return tree_unflatten(leaves, spec)
+
+
+_READS = {"item", "tolist", "__int__", "__float__", "__index__"}
 
 
 def _reduced(n: int, d: int) -> list[int]:
