@@ -76,8 +76,6 @@ def run(todo: list[Any], jobs: int, seconds: float, gigabytes: float) -> None:
     from benchmarks.coverage.cell import passed, try_case
     from benchmarks.coverage.forked import Child
 
-    import secateur  # noqa: F401 - loaded once, before forking
-
     warm_up({case.set for case in todo})
     torch.set_num_threads(1)
     commit = subprocess.run(
@@ -130,12 +128,17 @@ def run(todo: list[Any], jobs: int, seconds: float, gigabytes: float) -> None:
 
 
 def warm_up(sets: set[str]) -> None:
-    """Load once what every child would load anew: the libraries, and what a first trace imports."""
+    """Load once what every child would load anew: the libraries, and the whole of secateur.
+
+    Every child then runs the code of this moment, whatever is edited while the others run.
+    """
     import torch
 
-    from secateur.graph import trace
+    import secateur as sec
 
-    trace(torch.nn.Linear(2, 2), torch.zeros(2, 2))
+    net = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)).eval()
+    plan = sec.plan(sec.trace(net, torch.zeros(2, 2)), amount=0.5, criterion="random")
+    plan.verify(net)
     if "transformers" in sets:
         import transformers
 
