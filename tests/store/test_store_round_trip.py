@@ -272,3 +272,29 @@ def test_what_a_model_keeps_elsewhere_is_right_or_told(where, tmp_path):
         empty = Elsewhere(where)
     with pytest.raises(StoreError, match=r"the model \(Elsewhere\) keeps a tensor .* on the CPU"):
         load(empty, tmp_path / "m")
+
+
+class Growing(nn.Module):
+    """Its forward makes its position table as long as the input needs."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.register_buffer("table", torch.zeros(1), persistent=False)
+
+    def forward(self, x):
+        if len(self.table) != len(x):
+            self.table = torch.arange(len(x), dtype=x.dtype)
+        return self.b(self.a(x).relu()) + self.table[:, None]
+
+
+def test_a_table_that_the_forward_made_longer_is_saved_as_it_is(tmp_path):
+    model = Growing()
+    graph = trace(model, torch.randn(2, 4))
+    plan = Plan.of(graph, halved(graph)).prepared()
+    small = plan.apply(model)
+    x = torch.randn(5, 4)
+    expected = small(x)
+    save(tmp_path / "m", small, plan)
+    loaded = load(Growing(), tmp_path / "m")
+    assert torch.equal(loaded.table, torch.arange(5.0)) and torch.equal(loaded(x), expected)

@@ -277,3 +277,14 @@ def test_a_renaming_that_fails_half_way_is_taken_back(tmp_path, monkeypatch):
                 tmp_path, {"a": write_text("2"), "b": write_text("2"), "c": write_text("")}
             )
     assert contents(tmp_path) == {"a": b"1", "b": b"1"}
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused_and_stays(two, tmp_path):
+    plan, small, _ = two
+    (tmp_path / "plan.json" / "precious").mkdir(parents=True)
+    with pytest.raises(StoreError, match="it is a folder"):
+        plan.save(tmp_path / "plan.json")
+    with pytest.raises(StoreError, match="it is a folder"):
+        save(tmp_path, small, plan, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+    assert (tmp_path / "plan.json" / "precious").is_dir()

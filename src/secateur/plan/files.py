@@ -33,6 +33,8 @@ def write_together(directory: Path, files: Mapping[str, Writer], stale: Iterable
         directory.mkdir(parents=True, exist_ok=True)
         for name, write in files.items():
             current = str(directory / name)
+            if (directory / name).is_dir():
+                raise IsADirectoryError("it is a folder")
             temporary[name] = _new_file(directory, name)
             mode = temporary[name].stat().st_mode
             write(temporary[name])
@@ -105,7 +107,8 @@ def _rename_all(directory: Path, temporary: Mapping[str, Path]) -> None:
         raise
     for _, old in done:
         if old is not None:
-            old.unlink()
+            with suppress(OSError):  # all is written; a second name of the old file does no harm
+                old.unlink()
     with suppress(OSError):  # not every file system can flush a directory
         _flush(directory)
 

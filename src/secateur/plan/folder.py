@@ -65,10 +65,12 @@ def read(directory: str | Path) -> Folder:
         raise StoreError(f"{where} cannot be used: its list of tensors is damaged. Save again.")
     everything = {n: tensors[same.get(n, n)] for n in (*tensors, *same)}
     wanted = {n: plan.shape(n) for n in plan.shapes}
+    buffers = {*data["files"].get(BUFFERS, {}).get("tensors", ()), *same}
     for name, shape in wanted.items():
         if name not in everything:
             raise StoreError(f"{path} has no tensor {name!r}, which the plan names: save again.")
-        if everything[name][1] != shape:
+        own = name in buffers and shape == plan.shapes[name]  # the forward may have resized it
+        if everything[name][1] != shape and not own:
             raise StoreError(
                 f"{path}: tensor {name!r} has shape {everything[name][1]}, the plan makes {shape}: "
                 "plan and weights are not of the same model. Save again."

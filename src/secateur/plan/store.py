@@ -193,7 +193,8 @@ def _contents(model: nn.Module, plan: Plan) -> tuple[dict[str, Tensor], dict[str
                 passing[name] = t
         else:
             state[name] = t
-        if name in plan.shapes and tuple(t.shape) != plan.shape(name):
+        resized = name in passing and plan.shape(name) == plan.shapes[name]  # by the forward
+        if name in plan.shapes and tuple(t.shape) != plan.shape(name) and not resized:
             raise StoreError(
                 f"{name} has shape {tuple(t.shape)}, the plan makes {plan.shape(name)}: save the "
                 "model that this plan made (plan.apply), with its own plan."
