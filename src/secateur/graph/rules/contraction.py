@@ -8,6 +8,7 @@ from torch import Tensor
 
 from secateur.graph.axes import Axes, Expr, locked, peel, prod, resolve, unify
 from secateur.graph.rules import aten, rule
+from secateur.graph.rules.pointwise import clean
 
 if TYPE_CHECKING:
     from secateur.graph.capture import Op
@@ -61,7 +62,8 @@ def addmm(op: Op) -> Axes:
     for a, b in zip(bias[::-1], result[::-1], strict=False):
         if a.size == b.size:
             unify(a, b)
-    op.zero = free_is_zero(op, x, ex[:-1]) and free_is_zero(op, y, [ey[-1]])
+    product_is_zero = free_is_zero(op, x, ex[:-1]) and free_is_zero(op, y, [ey[-1]])
+    op.zero = product_is_zero and clean(op, op.arg("self"), result)
     op.record.work = (*op.axes(x), op.axes(y)[-1])
     return result
 
@@ -105,7 +107,7 @@ def convolution(op: Op) -> Any:
         out, inner = grouped
     if bias is not None:
         unify(out, op.axes(bias)[0])
-    op.zero = op.is_zero(w)
+    op.zero = op.is_zero(w) and (bias is None or op.is_zero(bias))
     shape = op.shape[-spatial:] if spatial else ()
     sizes = [op.fixed(n, "image size") for n in shape]
     lead = op.axes(x)[:channel]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from secateur.graph.axes import Axes, unify
 from secateur.graph.rules import aten, rule
+from secateur.graph.rules.pointwise import clean
 
 if TYPE_CHECKING:
     from secateur.graph.capture import Op
@@ -19,7 +20,7 @@ def embedding(op: Op) -> Axes:
     """The vocabulary stays, the width passes."""
     weight = op.axes(op.arg("weight"))
     op.lock(weight[0], "vocabulary")
-    op.zero = True
+    op.zero = op.is_zero(op.arg("weight"))
     return [*op.axes(op.arg("indices")), weight[1]]
 
 
@@ -79,7 +80,7 @@ def index_put(op: Op) -> Axes | None:
             unify(a, b)
     for e in source[: max(0, len(source) - len(free))]:
         op.lock(e, "indexed")
-    op.zero = op.is_zero(target) and op.is_zero(values)
+    op.zero = op.is_zero(target) and clean(op, values, free)
     return op.axes(target)
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 def cat(op: Op) -> Axes:
     """The axes along ``dim`` become one Sum; all others are the same axis."""
     tensors = [t for t in op.arg("tensors") if t.dim() > 1 or t.numel() > 0]
+    if not tensors:
+        return [op.fixed(0)]
     dim = op.arg("dim", 0) % tensors[0].dim()
     for t in tensors[1:]:
         for i, (a, b) in enumerate(zip(op.axes(tensors[0]), op.axes(t), strict=True)):
@@ -113,7 +115,8 @@ def one_of(op: Op, e: Expr) -> Expr:
 
 
 def _strided(op: Op, e: Expr, start: int, size: int, step: int) -> Expr:
-    split = peel(e, step) if e.size % step == 0 and start < step else None
+    whole = size * step == e.size and start < step  # one position of every inner part
+    split = peel(e, step) if whole else None
     if split is None:
         op.lock(e, "strided slice")
         return op.fixed(size, "strided slice")
@@ -146,9 +149,17 @@ def pad(op: Op) -> Axes:
         before, after = amounts[2 * i], amounts[2 * i + 1]
         if before == after == 0:
             continue
-        if before < 0 or after < 0:
-            start = max(0, -before)
-            axes[dim] = _piece(op, axes[dim], start, op.shape[dim])
+        if before < 0 or after < 0:  # a shift takes from one end and adds at the other
+            left = axes[dim].size + min(before, 0) + min(after, 0)
+            whole, start = axes[dim], max(0, -before)
+            axes[dim] = _piece(op, whole, start, left)
+            first, last = cut(whole, start), cut(whole, start + left)
+            for cut_off in (first and first[0], last and last[1]):
+                if cut_off is not None:
+                    op.lock(cut_off, "cut off by padding")
+            before, after = max(before, 0), max(after, 0)
+            ends = [op.fixed(n, "padding") for n in (before, after)]
+            axes[dim] = concat(*(p for p in (ends[0], axes[dim], ends[1]) if p.size))
             continue
         parts = [_padding(op, before, value), axes[dim], _padding(op, after, value)]
         axes[dim] = concat(*(p for p in parts if p is not None and p.size))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from secateur.graph.axes import Axes, peel, unify
+from secateur.graph.axes import Axes, locked, peel, unify
 from secateur.graph.rules import aten, rule
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ def batch_norm(op: Op) -> Any:
         for i, e in enumerate(op.axes(x)):
             if i != 1:
                 op.statistical(e, "batch norm")
-    op.zero = op.is_zero(x) or isinstance(op.given.get("weight"), Tensor)
+    others = [e for i, e in enumerate(op.axes(x)) if i != 1]
+    scaled = isinstance(op.given.get("weight"), Tensor)
+    op.zero = (op.is_zero(x) or scaled) and all(locked(e) for e in others)
     return _rest(op, op.axes(x))
 
 
@@ -58,7 +60,9 @@ def layer_norm(op: Op) -> Any:
     for e in op.axes(x)[-dims:]:
         op.statistical(e, "layer norm")
         op.role(e, "normalised")
-    op.zero = isinstance(affine[0], Tensor)
+    scaled, shifted = (isinstance(p, Tensor) for p in affine)
+    others = op.axes(x)[:-dims]  # a masked head still gets the shift
+    op.zero = scaled and (all(locked(e) for e in others) or (op.is_zero(x) and not shifted))
     return _rest(op, op.axes(x))
 
 
@@ -77,5 +81,6 @@ def group_norm(op: Op) -> Any:
         if split is None:
             return None
         op.statistical(split[1], "group norm")
-    op.zero = isinstance(op.given.get("weight"), Tensor)
+    others = [e for i, e in enumerate(op.axes(x)) if i != 1]
+    op.zero = isinstance(op.given.get("weight"), Tensor) and all(locked(e) for e in others)
     return _rest(op, op.axes(x))

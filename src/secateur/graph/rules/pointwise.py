@@ -51,7 +51,8 @@ def _covers(op: Op, t: Tensor, result: Axes) -> bool:
     return all(locked(e) for e in missing)
 
 
-def _clean(op: Op, t: Tensor, result: Axes) -> bool:
+def clean(op: Op, t: Tensor, result: Axes) -> bool:
+    """True if masking a unit along any axis of the result makes ``t`` zero there."""
     return op.is_zero(t) and _covers(op, t, result)
 
 
@@ -66,9 +67,9 @@ def stays_zero(op: Op, tensors: list[Tensor], result: Axes) -> bool:
         return False
     name = op.name.rstrip("_") if not op.name.startswith("_") else op.name
     if name in _PRODUCTS:
-        return any(_clean(op, t, result) for t in tensors)
+        return any(clean(op, t, result) for t in tensors)
     if name in _QUOTIENTS:
-        return _clean(op, tensors[0], result)
+        return clean(op, tensors[0], result)
     if name == "pow":
         exponent = op.given.get("exponent")
         return isinstance(exponent, int | float) and exponent > 0 and op.is_zero(tensors[0])
@@ -79,14 +80,26 @@ def stays_zero(op: Op, tensors: list[Tensor], result: Axes) -> bool:
         return bool(within) and op.is_zero(tensors[0])
     if name == "masked_fill":
         value = op.given.get("value")
-        return value == 0 and _clean(op, tensors[0], result)
+        return value == 0 and clean(op, tensors[0], result)
     if name in ("addcmul", "addcdiv"):
-        return all(_clean(op, t, result) for t in tensors[:2])
+        return all(clean(op, t, result) for t in tensors[:2])
     if name in ("add", "sub", "rsub", "maximum", "minimum") and _scalar_shift(op):
         return False
     if name == "where":
         tensors = tensors[1:]
-    return name in _KEEPS_ZERO and all(_clean(op, t, result) for t in tensors)
+    return name in _KEEPS_ZERO and all(clean(op, t, result) for t in tensors)
+
+
+def _not_for_zero(op: Op, tensors: list[Tensor]) -> Tensor | None:
+    """The operand at whose zeros the result is infinite or undefined, if there is one."""
+    name = op.name.rstrip("_")
+    exponent = op.given.get("exponent")
+    if name in ("log", "log2", "log10", "reciprocal", "rsqrt"):
+        return tensors[0]
+    if name == "pow" and isinstance(exponent, int | float) and exponent < 0:
+        return tensors[0]
+    divisor = op.given.get("tensor2" if name == "addcdiv" else "other")
+    return divisor if name in {*_QUOTIENTS, "addcdiv"} and isinstance(divisor, Tensor) else None
 
 
 @rule("pointwise", aten.clone, aten._to_copy, aten.copy, aten.native_dropout, aten.dropout)
@@ -117,6 +130,10 @@ def pointwise(op: Op) -> Any:
     tensors = op.tensors()
     result = broadcast(op, tensors, op.shape)
     op.zero = stays_zero(op, tensors, result)
+    below = _not_for_zero(op, tensors)
+    if below is not None and op.is_zero(below):
+        for e in op.axes(below):
+            op.statistical(e, f"{op.name} of what masking makes zero")
     return result if isinstance(op.result, Tensor) else [list(result) for _ in op.outs]
 
 
@@ -146,7 +163,7 @@ def copy_(op: Op) -> Axes:
     """The target takes over the source: the same axes, and its old values are gone."""
     target, source = op.arg("self"), op.arg("src")
     result = broadcast(op, [target, source], op.shape)
-    op.zero = _clean(op, source, result)
+    op.zero = clean(op, source, result)
     return result
 
 

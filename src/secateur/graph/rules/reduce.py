@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 _IGNORES_ZEROS = {"sum", "nansum", "linalg_vector_norm", "norm", "count_nonzero", "any"}
 
 
+# These also say where they found it: a position counted among all, removed ones included.
+_TELLS_WHERE = {"argmax", "argmin", "max", "min", "median", "nanmedian", "mode"}
+
+
 def _dims(op: Op, rank: int) -> list[int]:
     dims = op.given.get("dim")
     if dims is None or dims == []:
@@ -35,13 +39,14 @@ def reduction(op: Op) -> Any:
     x = op.arg("self", op.arg("input"))
     axes = op.axes(x)
     dims = _dims(op, len(axes))
-    exact = op.name in _IGNORES_ZEROS and op.is_zero(x)
+    order = op.arg("ord", op.arg("p", 2))
+    exact = op.name in _IGNORES_ZEROS and op.is_zero(x) and order > 0
     if not exact:
         for d in dims:
             op.statistical(axes[d])
     if op.name in ("mean", "var") and dims == [len(axes) - 1] and op.outs[0].dim() == len(axes):
         op.role(axes[-1], "normalised")  # a norm written out
-    if op.name in ("argmax", "argmin"):
+    if op.name in _TELLS_WHERE and not op.outs[-1].is_floating_point():
         for d in dims:
             op.lock(axes[d], op.name)
     keep = op.outs[0].dim() == len(axes) and bool(axes)

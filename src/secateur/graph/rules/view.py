@@ -69,6 +69,7 @@ def expand(op: Op) -> Axes:
     result: Axes = []
     for i, size in enumerate(shape):
         if i < offset or axes[i - offset].size == 1:
+            op.zero = op.zero and size == 1  # the copies stay, whatever is masked along them
             result.append(Atom(size) if size != 1 else one())
         elif axes[i - offset].size == size:
             result.append(axes[i - offset])
