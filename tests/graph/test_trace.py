@@ -369,7 +369,9 @@ def test_another_device_is_named():
     assert "cuda:0" in said and "cpu" in said and "move" in said
 
 
-@pytest.mark.parametrize("thing", [None, "resnet18", small, {"a": 1}], ids=str)
+@pytest.mark.parametrize(
+    "thing", [None, "resnet18", small, {"a": 1}], ids=["None", "name", "function", "dict"]
+)
 def test_what_is_no_module_is_told_so(thing):
     assert "torch.nn.Module" in failure(thing, image())
 

@@ -47,8 +47,8 @@ def lamp_scale(scores: Tensor) -> Tensor:
 def relative(scores: Tensor) -> Tensor:
     r"""DepGraph's group-relative score $N I_k / \sum \mathrm{top}_N I$, N half of the units.
 
-    A class whose better half is little better than the rest scores near 1 throughout, so it competes
-    as one in which much can go (arXiv:2301.12900).
+    A class whose better half is little better than the rest scores near 1 throughout, so it
+    competes as one in which much can go (arXiv:2301.12900).
 
     Example:
         >>> relative(torch.tensor([1.0, 3.0, 1.0, 5.0]))
