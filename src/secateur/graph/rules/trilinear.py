@@ -26,9 +26,7 @@ def trilinear(op: Op) -> Axes:
     result: Axes = []
     op.zero = True
     for d in range(len(factors[0][1])):
-        having = [
-            (x, i) for x, dims in factors if (i := dims[d]) is not None and x.shape[i] != 1
-        ]
+        having = [(x, i) for x, dims in factors if (i := dims[d]) is not None and x.shape[i] != 1]
         for x, i in having[1:]:
             unify(op.axes(having[0][0])[having[0][1]], op.axes(x)[i])
         e = resolve(op.axes(having[0][0])[having[0][1]]) if having else one()
