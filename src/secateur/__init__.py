@@ -3,7 +3,7 @@
 Example:
     >>> import secateur as sec
     >>> result = sec.prune(model, example_inputs, keep={"macs": 0.5}, data=loader)
-    >>> result.save("out")
+    >>> folder = result.save("out")
     >>> model = sec.load(build_model(), "out")
 """
 

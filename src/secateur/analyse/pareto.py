@@ -38,7 +38,8 @@ def pareto(
 
     Example:
         >>> results = pareto(net, x, amounts=[0.25, 0.5], evaluate=accuracy, data=loader)
-        >>> [(p.ratio, p.accuracy, p.speedup) for p in results[0].report.pareto]
+        >>> [point.ratio for point in results[0].report.pareto]
+        [0.25, 0.5]
     """
     if not amounts and not keeps:
         raise ConfigError('give amounts=[0.25, 0.5, ...] or keeps=[{"macs": 0.5}, ...]')

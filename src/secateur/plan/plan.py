@@ -282,7 +282,7 @@ class Plan:
             optimizer: The one that trained the dense model; changed in place.
 
         Example:
-            >>> plan.apply(model, inplace=True)
+            >>> small = plan.apply(model, inplace=True)  # is model itself
             >>> plan.apply_optimizer(model, optimizer)
         """
         from secateur.plan.surgery import apply_to_optimizer
