@@ -18,9 +18,10 @@ from secateur.plan.store import load, save
 pytest.importorskip("transformers")
 
 
-def pick(graph, choose):
-    """Keep the first half of every class that ``choose`` picks."""
-    return {c.name: torch.arange(max(1, c.size // 2)) for c in graph.free.values() if choose(c)}
+def pick(graph, choose, share=0.5):
+    """Keep the first half (or another share) of every class that ``choose`` picks."""
+    chosen = [c for c in graph.free.values() if choose(c)]
+    return {c.name: torch.arange(max(1, int(c.size * share))) for c in chosen}
 
 
 def mlp(c):
@@ -95,6 +96,11 @@ EXPRESSIBLE = {
         any_of(head, width),
         {"hidden_size": 32, "num_attention_heads": 4},
     ),
+    "bert heads that shapes say nothing about": (
+        "bert",
+        any_of(head, width, mlp),
+        {"hidden_size": 48, "num_attention_heads": 6, "intermediate_size": 72},
+    ),
     "gpt2 mlp, which its config leaves unsaid": ("gpt2", mlp, {"n_inner": 128}),
     "gpt2 width, with the mlp said": (
         "gpt2",
@@ -112,6 +118,8 @@ EXPRESSIBLE = {
         {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 8},
     ),
 }
+
+THREE_QUARTERS = {"bert heads that shapes say nothing about"}
 
 WITHOUT_SECATEUR = """
 import json, sys
@@ -147,7 +155,8 @@ def stock(tmp_path_factory):
     for name, (kind, choose, _) in EXPRESSIBLE.items():
         model = make(kind)
         graph = trace(model, given(kind))
-        plan = Plan.of(graph, pick(graph, choose)).prepared()
+        share = 0.75 if name in THREE_QUARTERS else 0.5
+        plan = Plan.of(graph, pick(graph, choose, share)).prepared()
         assert plan.removed
         small = plan.apply(model)
         save(place / name, small, plan)

@@ -31,8 +31,8 @@ from secateur.plan.repair import parts_of
 log = logging.getLogger(__name__)
 
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # of outputs, relative; coarser types 2e-2
-_MOST_BUILDS = 150
-_MOST_SECONDS = 60.0
+_MOST_BUILDS = 400
+_MOST_SECONDS = 30.0
 _MOST_PROOFS = 12
 _NOT_SIZES = re.compile(r".*(_ids?|_index|_layers?|vocab_size|num_labels|version)|max_.*|id2label")
 _MAYBE_SIZES = re.compile(r".*(inner|ffn|dim|size|heads|width|intermediate|rank).*")
@@ -169,7 +169,8 @@ class Search:
         joint = {p: new[0] if old is not None else None for p, (old, new) in self.options.items()}
         none = {p: old for p, (old, _) in self.options.items()}
         reference = _outputs(self.model, self.inputs)
-        for start in (none, joint):
+        for start in (joint, none):
+            self.proofs = 0
             found = self._descend(start)
             if found is None:
                 continue
@@ -179,20 +180,25 @@ class Search:
         raise NotStock(self.failure)
 
     def _descend(self, values: dict[Place, Any]) -> dict[Place, Any] | None:
-        """Change one field at a time as long as fewer tensors have the wrong shape."""
+        """Change the field that helps most, as long as fewer tensors have the wrong shape."""
         best = self._mismatches(values)
-        improved = True
-        while best and improved:
-            improved = False
+        while best:
+            nearest = values
             for other in self._neighbours(values):
                 count = self._mismatches(other)
                 if count < best:
-                    values, best, improved = other, count, True
+                    nearest, best = other, count
+                if not best:
                     break
-        return values if best == 0 else None
+            if nearest is values:
+                return None
+            values = nearest
+        return values
 
     def _neighbours(self, values: dict[Place, Any]) -> Iterator[dict[Place, Any]]:
-        for place, (old, news) in self.options.items():
+        # Fields that say nothing yet come last: most of them mean something else.
+        said = sorted(self.options.items(), key=lambda item: item[1][0] is None)
+        for place, (old, news) in said:
             for value in (*news, old):
                 if value != values[place]:
                     yield {**values, place: value}
@@ -260,7 +266,8 @@ class Search:
                 why = self._differs(values, reference)
             except Exception as error:  # noqa: BLE001 - whatever stops the stock model is told
                 why = f"the stock model fails with {type(error).__name__}: {error}"
-            self.failure = why or self.failure
+            if why:
+                self.failure, self.nearest = why, 0  # says more than the nearest wrong shape
             self.proven[key] = not why
         return self.proven[key]
 
