@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help install demo test lint format zoo bench readme clean
+.PHONY: help install demo test lint format zoo results bench readme clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -34,6 +34,9 @@ format: $(STAMP)  ## rewrite the sources in the project's style
 zoo: $(STAMP)  ## trace and prune every model of the coverage sets; table in docs/coverage.md
 	$(BIN)/python -m pip install --quiet --editable '.[zoo]'
 	$(BIN)/python -m benchmarks.coverage
+
+results: $(STAMP)  ## prune every network of the zoo several ways; tables in docs/results.md
+	$(BIN)/python -m benchmarks.results
 
 bench: $(STAMP)  ## compare with other libraries, side by side; tables in docs/benchmarks.md
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
