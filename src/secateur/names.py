@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from secateur.errors import ConfigError
+
 
 def unknown(what: str, name: str, known: Iterable[str], has: str | None = None) -> str:
     """The message for an unknown name, with the nearest known ones.
@@ -22,7 +24,15 @@ def unknown(what: str, name: str, known: Iterable[str], has: str | None = None) 
 
 
 def match_names(patterns: Iterable[str], names: Iterable[str]) -> dict[str, list[str]]:
-    """Which names each glob matches; ``*`` matches across dots."""
+    """Which names each glob matches; ``*`` matches across dots.
+
+    Raises:
+        ConfigError: A pattern that is no text, as a module object.
+    """
+    patterns = list(patterns)
+    for p in patterns:
+        if not isinstance(p, str):
+            raise ConfigError(f"layers are named by text, as 'layer1.*', not by {type(p).__name__}")
     compiled = {
         p: re.compile(
             "".join(".*" if c == "*" else "." if c == "?" else re.escape(c) for c in p) + r"\Z"

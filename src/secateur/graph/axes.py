@@ -122,7 +122,8 @@ def _resolved(e: Expr) -> Expr:
         case Take():
             base, index = resolve(e.base), e.index
             if isinstance(base, Take):
-                base, index = base.base, tuple(base.index[i] for i in index)
+                inner = base.index
+                base, index = base.base, tuple(inner[i] for i in index)
             if len(index) == 1:  # size-one axes vanish from nestings, so what they read must stay
                 lock(base, "a single position is read")
                 return one()

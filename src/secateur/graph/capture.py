@@ -20,10 +20,10 @@ from torch._decomp import core_aten_decompositions
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from secateur.graph.axes import Atom, Axes, Expr, lock, one, resolve
-from secateur.graph.forward import Scopes, function_name, is_quiet, tensors_in
+from secateur.graph.forward import Scopes, arguments_in, function_name, is_quiet, tensors_in
 from secateur.graph.rules import find_rule
 
 _ALIASES = {"detach", "detach_", "alias", "lift_fresh", "lift", "lift_fresh_copy"}
@@ -79,7 +79,8 @@ class Op:
         self.given: dict[str, Any] = dict(zip(names, args, strict=False)) | kwargs
         self.module = recorder.scopes.stack[-1] if recorder.scopes.stack else ""
         self.record = OpRecord(str(func), self.module, [], [])
-        self.zero: bool = all(recorder.zero(t) for t in self.tensors())
+        self._tensors = [t for t in arguments_in((args, kwargs)) if isinstance(t, Tensor)]
+        self.zero: bool = all(recorder.zero(t) for t in self._tensors)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -91,7 +92,7 @@ class Op:
         return default if value is None else value
 
     def tensors(self) -> list[Tensor]:
-        return [t for t in tree_leaves(tuple(self.given.values())) if isinstance(t, Tensor)]
+        return self._tensors
 
     def axes(self, tensor: Tensor) -> Axes:
         """The axes of a tensor, one expression a dimension, refined as far as is known."""
@@ -202,10 +203,10 @@ class Recorder(TorchDispatchMode):
                 return result
         rule = find_rule(func)
         # In-place operators overwrite their first argument; its axes must be known beforehand.
-        for t in tree_leaves((args, kwargs)):
-            if isinstance(t, Tensor):
-                self.axes_of(t)
-        known = self._known(func, args, kwargs)
+        tensors = [t for t in arguments_in((args, kwargs)) if isinstance(t, Tensor)]
+        for t in tensors:
+            self.axes_of(t)
+        known = self._known(func, args, kwargs, tensors)
         result = func(*args, **kwargs)
         if kind == "alias":
             self.set(result, self.axes_of(args[0]), zero=self.zero(args[0]))
@@ -275,11 +276,12 @@ class Recorder(TorchDispatchMode):
             for o in op.outs
         ]
 
-    def _known(self, func: Any, args: Any, kwargs: Any) -> list[Tensor] | None:
+    def _known(
+        self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]
+    ) -> list[Tensor] | None:
         """The values of an integer result whose inputs are all known: indices, position tables."""
         if torch.Tag.nondeterministic_seeded in func.tags or func._schema.is_mutable:
             return None
-        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if any(id(t) not in self.values for t in tensors):
             return None
         if not tensors and func.overloadpacket.__name__ not in ("arange", "full", "ones", "zeros"):
@@ -323,19 +325,20 @@ class Calls(TorchFunctionMode):
         if is_quiet(name):
             return func(*args, **kwargs)
         scopes = self.recorder.scopes.called(name)
-        before = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        before = [t for t in arguments_in((args, kwargs)) if isinstance(t, Tensor)]
         inputs = [list(self.recorder.axes_of(t)) for t in before]
         result = func(*args, **kwargs)
-        outs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        results = arguments_in(result)
+        outs = [t for t in results if isinstance(t, Tensor)]
         self.recorder.calls.append(
             Call(
                 name,
                 scopes,
-                tree_map(_plain, args),
-                tree_map(_plain, kwargs),
+                tuple(_plain(a) for a in args),
+                {k: _plain(v) for k, v in kwargs.items()},
                 [list(self.recorder.axes_of(t)) for t in outs],
                 inputs,
-                tuple(_decision(x) for x in tree_leaves(result)),
+                tuple(_decision(x) for x in results),
             )
         )
         return result
@@ -352,6 +355,8 @@ TENSOR = Placeholder()
 
 
 def _plain(x: Any) -> Any:
+    if isinstance(x, tuple | list | dict):
+        return tree_map(lambda leaf: TENSOR if isinstance(leaf, Tensor) else leaf, x)
     return TENSOR if isinstance(x, Tensor) else x
 
 

@@ -45,7 +45,7 @@ def exported(model: nn.Module, example_inputs: Any) -> nn.Module:
     with evaluating(model), torch.no_grad():
         try:
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-        except Exception as error:  # noqa: BLE001 - torch.export raises whatever the forward does
+        except Exception as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else ""
             raise TraceError(
                 f"torch.export does not take this {type(model).__name__}: "

@@ -78,6 +78,18 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [t for t in tree_leaves(value) if isinstance(t, Tensor)]
 
 
+def arguments_in(value: Any) -> list[Any]:
+    """The leaves of an operator's or a function's arguments: tuples, lists and dicts, in order.
+
+    ``torch.utils._pytree`` knows more kinds of nests, which no torch function takes, and is slow.
+    """
+    if isinstance(value, tuple | list):
+        return [x for v in value for x in arguments_in(v)]
+    if isinstance(value, dict):
+        return [x for v in value.values() for x in arguments_in(v)]
+    return [value]
+
+
 def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Example inputs as the model takes them: a tensor or tuple positionally, a dict by keyword."""
     if isinstance(example_inputs, Tensor):
@@ -136,6 +148,18 @@ def kept_randomness() -> Iterator[None]:
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection: while many small objects are made that all stay, it only costs."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from secateur.errors import TraceError
@@ -17,11 +18,19 @@ from secateur.graph.forward import (
     run,
     skeleton,
     tensors_in,
+    uncollected,
 )
 from secateur.graph.freeze import freeze
 from secateur.graph.graph import Graph
 
 log = logging.getLogger(__name__)
+
+
+_WRAPPERS = {
+    "OptimizedModule": "the model that was given to torch.compile (model._orig_mod)",
+    "DataParallel": "model.module",
+    "DistributedDataParallel": "model.module",
+}
 
 
 def trace(model: nn.Module, example_inputs: Any, *, on_data: bool = False) -> Graph:
@@ -50,6 +59,11 @@ def trace(model: nn.Module, example_inputs: Any, *, on_data: bool = False) -> Gr
         [('0', 8)]
     """
     _check_inputs(model, example_inputs)
+    with uncollected():
+        return _traced(model, example_inputs, on_data=on_data)
+
+
+def _traced(model: nn.Module, example_inputs: Any, *, on_data: bool) -> Graph:
     try:
         recorder, atoms = _record(model, example_inputs, fake=not on_data)
     except Exception as error:
@@ -67,6 +81,15 @@ def trace(model: nn.Module, example_inputs: Any, *, on_data: bool = False) -> Gr
 def _check_inputs(model: nn.Module, example_inputs: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TraceError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    for wrapper, inside in _WRAPPERS.items():
+        if type(model).__name__ == wrapper:
+            raise TraceError(
+                f"a {wrapper} hides the forward: pass {inside} and wrap what comes out"
+            )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError(
+            "a TorchScript module has no Python forward: pass the model it was made from"
+        )
     if not isinstance(example_inputs, Tensor | tuple | list | dict) and not hasattr(
         example_inputs, "keys"
     ):

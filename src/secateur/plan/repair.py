@@ -66,7 +66,7 @@ def solve(graph: Graph, plan: Plan) -> tuple[list[Edit], Outcome]:
     """Attribute edits and call edits that make the forward give the predicted shapes."""
     skeleton = copied(graph.model)
     change_python_side(replace(plan, edits=()), skeleton)
-    outcome = follow(graph, plan, skeleton)
+    before = outcome = follow(graph, plan, skeleton)
     settings: list[Setting] = []
     attempts = 0
     tried: set[tuple[str, str, Any]] = set()
@@ -78,7 +78,7 @@ def solve(graph: Graph, plan: Plan) -> tuple[list[Edit], Outcome]:
         better, outcome, used = _improve(graph, plan, skeleton, found, outcome)
         attempts += used
         settings += better
-    if len(settings) > 1 or (settings and outcome.ok):
+    if len(settings) > 1 or (settings and not _better(outcome, before)):
         settings, outcome = _minimal(graph, plan, skeleton, settings, outcome)
     edits = [Edit(m, s.name, new, old) for s in settings for m, old, new in s.changes]
     return edits + outcome.edits, outcome

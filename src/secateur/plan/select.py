@@ -357,6 +357,8 @@ def _check_numbers(
         raise ConfigError(
             'give either amount= (fraction of units removed) or keep= (a budget, as {"macs": 0.5})'
         )
+    if keep is not None and not isinstance(keep, Mapping):
+        raise ConfigError(f'keep={keep!r} must name what is kept, as {{"macs": 0.5}}')
     given = {"amount": amount, **{f"overrides[{k!r}]": v for k, v in (overrides or {}).items()}}
     for what, value in given.items():
         if value is not None and not (_number(value) and 0 <= value < 1):

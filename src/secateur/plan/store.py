@@ -146,6 +146,13 @@ def load(
     Example:
         >>> model = load(build_model, "out")
     """
+    if not isinstance(directory, str | Path) or not (
+        isinstance(model, nn.Module) or callable(model)
+    ):
+        raise StoreError(
+            "load takes the model (or what builds it) first and the folder second, not "
+            f"{type(model).__name__} and {type(directory).__name__}"
+        )
     folder = read(directory)
     original = model if isinstance(model, nn.Module) else model()
     if not isinstance(original, nn.Module):
@@ -154,7 +161,10 @@ def load(
     try:
         check_architecture(folder.plan, original)
     except PlanError as error:
-        raise StoreError(f"{where}: {error}") from error
+        said = str(error).removesuffix("Trace and plan this model anew.")
+        raise StoreError(
+            f"{where}: {said}Build the architecture that was pruned, with its old widths."
+        ) from error
     for k, edit in enumerate(folder.plan.edits or ()):
         check_target(original, edit, f"{where}: edit {k}")
     _check_added(folder, original)

@@ -25,9 +25,10 @@ def apply(plan: Plan, model: nn.Module, *, inplace: bool = False) -> nn.Module:
     if inplace:
         change_python_side(plan, skeleton(model))  # a rehearsal: what cannot be done fails here
     target = model if inplace else copy.deepcopy(model)
-    tensors = named_tensors(target)
+    tensors, owners = named_tensors(target), _owners(target)
     for name in plan.touched:
-        _replace(target, name, tensors[name], narrowed(plan, name, tensors[name]), plan)
+        old = tensors[name]
+        _replace(owners.get(id(old), []), name, old, narrowed(plan, name, old), plan)
     change_python_side(plan, target)
     return target
 
@@ -76,7 +77,9 @@ def masked(plan: Plan, name: str, tensor: Tensor) -> Tensor:
     return fill_in(tensor.detach().clone(), plan.selection(name), fill)
 
 
-def _replace(model: nn.Module, name: str, old: Tensor, new: Tensor, plan: Plan) -> None:
+def _replace(
+    owners: list[tuple[nn.Module, str]], name: str, old: Tensor, new: Tensor, plan: Plan
+) -> None:
     if isinstance(old, nn.Parameter):
         # The Parameter object stays, so ties, optimizers and requires_grad stay with it.
         grad = old.grad
@@ -85,12 +88,17 @@ def _replace(model: nn.Module, name: str, old: Tensor, new: Tensor, plan: Plan) 
         if grad is not None:
             old.grad = narrowed(plan, name, grad)
         return
-    for owner, leaf in _owners(model, old):
+    for owner, leaf in owners:
         owner._buffers[leaf] = new
 
 
-def _owners(model: nn.Module, tensor: Tensor) -> list[tuple[nn.Module, str]]:
-    return [(m, k) for m in model.modules() for k, b in m._buffers.items() if b is tensor]
+def _owners(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Which modules hold each buffer (by its id), and under what name."""
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            owners.setdefault(id(buffer), []).append((module, name))
+    return owners
 
 
 def change_python_side(plan: Plan, model: nn.Module) -> None:
