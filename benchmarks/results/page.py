@@ -165,7 +165,7 @@ def _scopes(rows: Sequence[Row]) -> str:
             if replace(c, **(_PLAIN | options)) == c
         }
         ways = [w for w in WAYS if any(w == key[1] for key in found)]
-        criteria = dict.fromkeys(c.criterion for c, _ in rows)
+        criteria = dict.fromkeys(c.criterion for c, _ in rows if c.keep == keep)
         table = [[n, *(_scoped(found, n, way) for way in ways)] for n in criteria]
         text += f"\n### {1 / keep:g} times fewer MACs\n\n{_table(['criterion', *ways], table)}"
     return text
@@ -176,11 +176,13 @@ def _scoped(
 ) -> str:
     start = found.get((criterion, way, ("bn",)))
     tuned = found.get((criterion, way, ("fine-tune",)))
-    if start is None:
+    either = start or tuned
+    if either is None:
         return ""
-    narrowest = min(left / size for size, left in start["widths"].values())
-    healed = f" → **{100 * tuned['accuracy']['healed']:.1f}**" if tuned else ""
-    return f"{100 * start['accuracy']['healed']:.1f}{healed} ({narrowest:.2f})"
+    narrowest = min(left / size for size, left in either["widths"].values())
+    first = f"{100 * start['accuracy']['healed']:.1f}" if start else ""
+    healed = f"**{100 * tuned['accuracy']['healed']:.1f}**" if tuned else ""
+    return f"{' → '.join(filter(None, (first, healed)))} ({narrowest:.2f})"
 
 
 def _recoveries(rows: Sequence[Row]) -> str:
