@@ -1,6 +1,8 @@
 """Damaged, foreign and hostile files: one StoreError, nothing half-loaded, nothing executed."""
 
 import copy
+import errno
+import io
 import json
 import os
 import shutil
@@ -522,3 +524,37 @@ def test_random_edits_of_a_plan_alone_give_a_plan_or_a_store_error(data, origina
         plan.apply(model)
     except SecateurError:
         assert same_bits(before, bits(model))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("name", ["plan.json", WEIGHTS, "buffers.safetensors"])
+def test_a_file_that_may_not_be_read_is_named(name, folder):
+    path = folder("branches")
+    (path / name).chmod(0)
+    assert name in refused(path)
+
+
+@pytest.mark.parametrize("name", ["plan.json", WEIGHTS, "buffers.safetensors"])
+def test_a_file_that_cannot_be_read_is_named(name, folder, monkeypatch):
+    """A disk error met while reading."""
+    path = folder("branches")
+    real = io.open
+
+    def failing(file, *args, **kwargs):
+        if str(file).endswith(name):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(file, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "open", failing)
+        assert "Input/output error" in refused(path) and name in refused(path)
+
+
+@pytest.mark.parametrize("change", [lambda p: p.to(torch.complex128), lambda p: p.to("meta")])
+def test_a_tensor_that_no_file_can_hold_is_named(change, pruned, tmp_path):
+    model, plan, _ = pruned("plain")
+    small = plan.apply(model)
+    small.c.weight = torch.nn.Parameter(change(small.c.weight.detach()))
+    with pytest.raises(StoreError, match=r"c\.weight cannot be saved"):
+        save(tmp_path / "m", small, plan)
+    assert not (tmp_path / "m").exists()

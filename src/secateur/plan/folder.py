@@ -93,7 +93,8 @@ def _tables(path: Path, data: Mapping[str, Any]) -> dict[str, tuple[torch.dtype,
         if not isinstance(table, dict):
             raise StoreError(f"{where} cannot be used: it does not say what is in {name}.")
         file = regular_file(path / name)
-        if entry.get("bytes") != file.stat().st_size or entry.get("sha256") != sha256_of(file):
+        found_digest = sha256_of(file)
+        if entry.get("bytes") != file.stat().st_size or entry.get("sha256") != found_digest:
             raise StoreError(
                 f"{file} is not the file that was saved with this plan (its size or sha256 "
                 "differs): it is truncated, changed or of another model. Restore it, or save again."
@@ -143,9 +144,16 @@ def tensors_of(folder: Folder) -> dict[str, Tensor]:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        StoreError: The file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error}.") from error
 
 
 DTYPES = {

@@ -28,6 +28,7 @@ from secateur.plan.encode import LARGEST_FILE, decode, encode, plain
 from secateur.plan.files import Writer, read_text, write_text, write_together
 from secateur.plan.folder import (
     BUFFERS,
+    DTYPES,
     PLAN,
     WEIGHTS,
     Folder,
@@ -41,7 +42,6 @@ from secateur.plan.surgery import change_python_side, check_architecture
 
 CARD = "README.md"
 _NAMES = {PLAN, WEIGHTS, BUFFERS, CARD, "config.json", "generation_config.json"}
-Table = dict[str, list[Any]]  # tensor -> [dtype, shape]
 
 
 def save(
@@ -211,8 +211,11 @@ def _contents(model: nn.Module, plan: Plan) -> tuple[dict[str, Tensor], dict[str
             )
         if name not in plan.shapes and name in state and leaf not in owner._parameters:
             raise StoreError(f"the model has a buffer {name!r} that it had not when it was traced.")
-        if t.is_meta or t.layout != torch.strided or t.is_quantized:
-            raise StoreError(f"{name} is no plain tensor with values ({t.device}, {t.layout}).")
+        if t.is_meta or t.layout != torch.strided or t.dtype not in DTYPES.values():
+            raise StoreError(
+                f"{name} cannot be saved: it is no plain tensor with values, but {t.dtype}, "
+                f"{t.layout}, on {t.device}. Convert it, or move it to the CPU, first."
+            )
     missing = [n for n in plan.shapes if n not in state and n not in passing]
     if missing:
         raise StoreError(
