@@ -14,7 +14,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # From the bottom up; a part imports only from parts below its own line.
 LAYERS = (
-    ("errors", "names"),
+    ("errors",),
+    ("names",),
     ("graph", "measure", "schedule", "zoo", "environment"),
     ("engine", "scope"),
     ("criteria", "recovery"),

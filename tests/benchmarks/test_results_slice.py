@@ -1,6 +1,7 @@
 """The results page: cells are what they say, survive a kill, and the page says what they hold."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from benchmarks.results import __main__ as program
 from benchmarks.results import cell as cells
 from benchmarks.results import store, tables
 from benchmarks.results.cell import Cell
-from benchmarks.results.page import page
+from benchmarks.results.page import READING, page
 from torch import nn
 
 import secateur as sec
@@ -117,3 +118,13 @@ def test_the_committed_page_is_what_the_committed_cells_say(tmp_path):
     program.main(["--page", "--out", str(out)])
     committed = Path(program.PAGE).read_text()
     assert out.read_text() == committed, "run: python -m benchmarks.results --page"
+
+
+def test_every_figure_of_the_text_is_in_a_table():
+    text = READING.read_text()
+    tables_only = Path(program.PAGE).read_text().replace(text, "")
+    figures = set(re.findall(r"\d+\.\d+", text))
+    known = set(re.findall(r"\d+\.\d+", tables_only))
+    assert len(figures) > 10
+    rounded = {"0.2", "0.3", "0.5", "1.1", "1.5", "1.6", "3.7"}
+    assert figures - known <= rounded, "a figure of the text is stale"
