@@ -224,3 +224,10 @@ def test_attention_is_pruned_twice():
     smaller = second.apply(small)
     assert second.verify(small, smaller).ok
     assert smaller.layers[0].self_attn.scale == model.layers[0].self_attn.head_dim ** -0.5
+
+
+def test_what_an_argument_was_is_left_out_where_json_has_no_word_for_it():
+    edit = Edit("", "args/1", 0.5, torch.ones(()), "div", 0)
+    plan = Plan(keep={}, sizes={}, shapes={}, axes={}, edits=(edit,))
+    (again,) = decode(encode(plan), "here")[0].edits
+    assert (again.value, again.old) == (0.5, None)

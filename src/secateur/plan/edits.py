@@ -63,8 +63,8 @@ def check_edit(edit: Edit, where: str) -> None:
         check(
             _NAME.fullmatch(edit.name) is not None, f"{edit.name[:80]!r} is not a public attribute"
         )
-        check(_is_numbers(edit.value), f"{edit.name} would become something else than numbers")
-        check(edit.old is None or _is_numbers(edit.old), f"{edit.name} was something else")
+        check(is_numbers(edit.value), f"{edit.name} would become something else than numbers")
+        check(edit.old is None or is_numbers(edit.old), f"{edit.name} was something else")
         return
     check(type(edit.call) is int and 0 <= edit.call < 1 << 20, "it names no call")
     check(isinstance(edit.function, str), "it names no function")
@@ -81,9 +81,7 @@ def check_edit(edit: Edit, where: str) -> None:
         pair = isinstance(times, list | tuple) and len(times) == 2
         good = pair and all(type(n) is int and 0 < n < _LARGEST for n in times)
         check(good and len(edit.value) == 1, f"{edit.name} has no proper factor")
-    check(
-        scaled or _is_numbers(edit.value), f"{edit.name} would become something else than numbers"
-    )
+    check(scaled or is_numbers(edit.value), f"{edit.name} would become something else than numbers")
 
 
 def check_target(model: nn.Module, edit: Edit, where: str) -> None:
@@ -106,17 +104,18 @@ def check_target(model: nn.Module, edit: Edit, where: str) -> None:
         if isinstance(target, type) or type(target).__name__ in ("module", "function", "method"):
             target = None
     old = vars(target).get(last) if hasattr(target, "__dict__") else None
-    if not _is_numbers(old) or isinstance(old, int | float) != isinstance(edit.value, int | float):
+    if not is_numbers(old) or isinstance(old, int | float) != isinstance(edit.value, int | float):
         raise StoreError(
             f"{where} sets {edit.module or 'the model'}'s {edit.name!r}, which is not a number (or "
             "list of numbers) there: load onto the architecture that it was made for."
         )
 
 
-def _is_numbers(value: Any, depth: int = 0) -> bool:
+def is_numbers(value: Any, depth: int = 0) -> bool:
+    """True for a finite number, or a list or tuple (of lists) of them."""
     if type(value) is int:
         return abs(value) < _LARGEST
     if type(value) is float:
         return value == value and abs(value) != float("inf")
     many = isinstance(value, tuple | list) and len(value) <= 4096 and depth < 4
-    return many and all(_is_numbers(v, depth + 1) for v in value)
+    return many and all(is_numbers(v, depth + 1) for v in value)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from secateur.errors import StoreError
 from secateur.graph.classes import Axis
-from secateur.plan.edits import check_edit
+from secateur.plan.edits import check_edit, is_numbers
 from secateur.plan.files import read_text, write_text, write_together
 from secateur.plan.plan import Edit, Plan
 
@@ -198,7 +198,8 @@ def _lists(value: Any) -> Any:
 
 def _edit_data(edit: Edit) -> dict[str, Any]:
     data: dict[str, Any] = {"module": edit.module, "name": edit.name}
-    data |= {"value": _value_data(edit.value), "old": _value_data(edit.old)}
+    old = edit.old if is_numbers(edit.old) else None  # for the reader only
+    data |= {"value": _value_data(edit.value), "old": _value_data(old)}
     if edit.call is not None:
         data |= {"function": edit.function, "call": edit.call}
     check_edit(edit, "the plan")
