@@ -296,7 +296,7 @@ def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[floa
     """Keep at most ``most`` points: of each stretch the lowest and the highest, so spikes stay."""
     if len(points) <= most:
         return list(points)
-    stretch = -(-len(points) * 2 // most)
+    stretch = -(-len(points) // (most // 2))  # two of each are kept
     kept = []
     for start in range(0, len(points), stretch):
         part = points[start : start + stretch]
