@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 import warnings
@@ -18,14 +17,16 @@ from secateur import criteria
 from secateur import recovery as recoveries
 from secateur import schedule as schedules
 from secateur.engine.order import generators_kept
-from secateur.errors import ConfigError, DataError, SurgeryError
-from secateur.graph import trace
+from secateur.errors import BudgetError, ConfigError, DataError, SurgeryError
+from secateur.graph import Graph, trace
+from secateur.graph.forward import named_tensors
 from secateur.measure import Measurement
 from secateur.measure import measure as measure_cost
 from secateur.measure.calling import evaluating
 from secateur.names import unknown
+from secateur.plan.assign import fill_in
 from secateur.plan.plan import Plan
-from secateur.plan.replan import replan
+from secateur.plan.replan import replan, shrink
 from secateur.plan.select import plan as make_plan
 from secateur.plan.verify import Verification
 from secateur.recovery import Recovery
@@ -120,17 +121,22 @@ def prune(
     common = {"criterion": criterion, "scope": scope, "data": data, "seed": seed, **selection}
     with generators_kept(data or ()):
         graph = trace(model, example_inputs)
-        made, plan, step = model, None, None
+        made, plan = model, make_plan(graph, **common, **targets[-1])  # or all of it cannot be had
+        seen = Seen(dense=_score(evaluate, model), dense_weights=weights_of(model))
         history: list[dict[str, Any]] = []
         for number, target in enumerate(targets, 1):
-            if plan is None:
-                step = plan = make_plan(graph, **common, **target)
-                seen = Seen(dense=_score(evaluate, model), dense_weights=weights_of(model))
-            else:
-                step = replan(graph, plan, trace(made, example_inputs), target, **common)
-                plan = plan.then(step)
-            before, made = made, step.apply(made)
-            proof = _proven(step, before, made) if verify else None
+            before, done = made, plan if history else None
+            try:
+                if number < len(targets) or done is not None:
+                    plan, made, step = _next(graph, done, before, target, common)
+                else:
+                    made, step = plan.apply(model), plan
+            except BudgetError as error:
+                if number == len(targets):
+                    raise
+                log.info("step %d of %d is passed over: %s", number, len(targets), error)
+                continue
+            proof = _proven(step, before, made) if verify and step is not None else None
             if number == len(targets):
                 seen = replace(
                     seen,
@@ -142,7 +148,6 @@ def prune(
             entry = {"step": number, **target, "removed": plan.removed, "score": seen.healed}
             history.append({**entry, "recovery": healing, "proof": proof and proof.to_dict()})
             log.info("step %d of %d: %s", number, len(targets), entry)
-        assert plan is not None
         if verify and len(targets) > 1:
             proof = _proven(plan, model, plan.apply(model))
         cost = _measured(made, example_inputs, model, measure)
@@ -153,6 +158,22 @@ def prune(
     if inplace:
         made = _into(model, plan, made)
     return Result(made, plan, record, proof, cost, tuple(history))
+
+
+def _next(
+    graph: Graph,
+    done: Plan | None,
+    left: nn.Module,
+    target: Mapping[str, Any],
+    common: Mapping[str, Any],
+) -> tuple[Plan, nn.Module, Plan | None]:
+    """The plan after one more step, the model that it makes, and the step as a plan of ``left``."""
+    if done is None:
+        plan = make_plan(graph, **common, **target)
+        return plan, plan.apply(left), plan
+    here = trace(left, graph.example_inputs)
+    plan = replan(graph, done, here, target, **common)
+    return plan, *shrink(done, plan, left, here)
 
 
 def _check_names(
@@ -280,7 +301,7 @@ def _measured(
 def _into(model: nn.Module, plan: Plan, made: nn.Module) -> nn.Module:
     """Make the caller's own model the pruned one."""
     plan.apply(model, inplace=True)
-    model.load_state_dict(copy.copy(made.state_dict()))
+    fill_in(model, named_tensors(made))
     return model
 
 

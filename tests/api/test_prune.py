@@ -124,6 +124,53 @@ def test_iterative_pruning_equals_the_loop_written_out() -> None:
         assert result.plan.keep[name].nonzero().flatten().tolist() == kept
 
 
+def test_steps_go_through_a_forward_that_was_corrected_already() -> None:
+    """Swin's attention reshapes to sizes of its input, which pruned heads no longer have."""
+    swin = pytest.importorskip("torchvision.models.swin_transformer").SwinTransformer
+    torch.manual_seed(0)
+    net = swin([4, 4], 24, [1, 1], [2, 4], [4, 4], num_classes=5).eval()
+    x = torch.randn(2, 3, 32, 32)
+    at_once = sec.prune(net, x, amount=0.5, **UNTIMED)
+    result = sec.prune(net, x, amount=0.5, schedule="linear", steps=3, **UNTIMED)
+    assert result.plan.notes == ()
+    assert {n: int(m.sum()) for n, m in result.plan.keep.items()} == {
+        n: int(m.sum()) for n, m in at_once.plan.keep.items()
+    }
+    assert all(entry["proof"]["ok"] for entry in result.history)
+    assert_close(result.model(x), result.plan.apply(net)(x), rtol=0, atol=0)
+
+
+def test_a_step_between_two_widths_is_passed_over() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 6))
+    how: dict[str, Any] = {"schedule": "linear", "steps": 4, "scope": "global", **UNTIMED}
+    result = sec.prune(net, torch.randn(2, 6), keep={"macs": 0.5}, **how)
+    assert [entry["step"] for entry in result.history] == [2, 4]  # 0.875 and 0.625: no such width
+    assert result.model[0].out_features == 2
+
+
+class Biased:
+    """A recovery that gives the second layer the bias it lacks: what each unit's index says."""
+
+    def heal(self, model: nn.Module, plan: Any = None, *_: Any) -> dict[str, Any]:
+        if model[2].bias is None:
+            model[2].bias = nn.Parameter(plan.keep["2"].nonzero().flatten().float())
+        return {"recovery": "biased"}
+
+
+@pytest.mark.parametrize("how", [{}, {"schedule": "linear", "steps": 3}, {"inplace": True}])
+def test_a_bias_that_recovery_adds_goes_along(how: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 12, bias=False), nn.ReLU(), nn.Linear(12, 2)
+    )
+    x = torch.randn(3, 5)
+    result = sec.prune(net, x, amount=0.5, recovery=Biased(), **how, **UNTIMED)
+    assert result.model[2].bias.tolist() == result.plan.keep["2"].nonzero().flatten().tolist()
+    assert result.model(x).shape == (3, 2)
+    assert (result.model is net) == bool(how.get("inplace"))
+
+
 class Noted:
     """A recovery that notes what it was given and moves every weight."""
 

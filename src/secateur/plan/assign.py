@@ -8,6 +8,7 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from secateur.errors import StoreError
@@ -47,6 +48,23 @@ def with_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
                     "holds it, and it has no values: build the model on the CPU."
                 )
     return result
+
+
+def fill_in(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a model other values of the same shapes, in place; parameters that it lacks are added.
+
+    Args:
+        model: Keeps its parameters and buffers as objects.
+        tensors: Name (as ``named_tensors`` gives it) -> values.
+    """
+    own = named_tensors(model)
+    with torch.no_grad():
+        for name, t in tensors.items():
+            if name in own:
+                own[name].copy_(t)
+            else:  # a bias that recovery added
+                owner, leaf = owner_of(model, name)
+                owner.register_parameter(leaf, nn.Parameter(t.clone(), t.is_floating_point()))
 
 
 def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -81,7 +81,7 @@ def scattered(scores: Mapping[str, Tensor], done: Plan, graph: Graph) -> dict[st
     """Scores of the units of a pruned model, as scores of the units of the model it came from.
 
     Units that are gone score lower than any other, so they go first again; units that no longer
-    compete (the last of a class) score higher.
+    compete (the last of a class, which is no class any more) score higher.
 
     Args:
         scores: Class of ``graph`` -> scores.
@@ -97,9 +97,9 @@ def scattered(scores: Mapping[str, Tensor], done: Plan, graph: Graph) -> dict[st
             if ours not in found:
                 found[ours] = highest.repeat(done.sizes[ours])
             found[ours][units] = scores[theirs][their_units]
-    for name, values in found.items():
-        if name in done.keep:
-            values[~done.keep[name]] = lowest
+    for name, mask in done.keep.items():
+        values = found.setdefault(name, highest.repeat(done.sizes[name]))
+        values[~mask] = lowest
     return found
 
 
