@@ -218,3 +218,14 @@ def test_macs_and_parameters_are_those_that_torchvision_states(name):
     result = measure(model, torch.zeros(1, 3, 224, 224))
     assert result.macs / 1e9 == pytest.approx(stated["_ops"], abs=6e-4)
     assert result.parameters == stated["num_params"]
+
+
+def test_distances_count_as_the_product_that_they_are():
+    """|a - b|^2 by one matrix product, its inner size that of the points and the two squares."""
+
+    class Distances(nn.Module):
+        def forward(self, x):
+            return torch.cdist(x, x)
+
+    x = torch.zeros(3, 40, 7)
+    assert macs(Distances(), x)[0] == 3 * 40 * 40 * (7 + 2)

@@ -32,6 +32,11 @@ def _cudnn_rnn(x: Any, weights: Any, *_: Any, **__: Any) -> int:
     return 2 * prod(x[:-1]) * sum(prod(w) for w in weights if len(w) == 2)
 
 
+def _distances(a: Any, b: Any, *_: Any, **__: Any) -> int:
+    """One product: |a|^2 - 2ab + |b|^2, with the two squares as columns of their own."""
+    return 2 * prod(a[:-1]) * b[-2] * (a[-1] + 2)
+
+
 # Operators that torch's own registry leaves out: without them attention and recurrent layers on a
 # CPU would count as nothing.
 _MORE = {
@@ -40,6 +45,7 @@ _MORE = {
     aten.mv: _matrix_vector,
     aten.dot: _matrix_vector,
     aten.addmv: _add_matrix_vector,
+    aten._euclidean_dist: _distances,
     aten.mkldnn_rnn_layer: _mkldnn_rnn,
     aten._cudnn_rnn: _cudnn_rnn,
 }
