@@ -1,0 +1,277 @@
+"""Masks: which elements of which parameters stay, as data; packed into bits when stored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from secateur.engine.checkpoint import replacing
+from secateur.errors import ConfigError, PlanError, StoreError
+from secateur.names import match_names, unknown
+
+FORMAT = "secateur-masks-1"
+_DENSE = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)  # of more than one dimension too
+
+
+class MaskSet(Mapping[str, Tensor]):
+    r"""Which elements stay: qualified name of a parameter -> bool tensor of its shape, True = keep.
+
+    A value: nothing changes it, and every operation gives a new one. ``a & b`` keeps what both
+    keep, ``a | b`` what either keeps, ``a - b`` what a keeps and b does not, ``~a`` what a does
+    not; a parameter that only one of two names is whole in the other.
+
+    Args:
+        masks: The masks; they are copied to the CPU.
+
+    Raises:
+        ConfigError: A mask that is no bool tensor.
+
+    Example:
+        >>> masks = MaskSet({"0.weight": torch.tensor([[True, False, False, False]])})
+        >>> masks.sparsity, masks.kept, (masks | ~masks).sparsity
+        (0.75, 1, 0.0)
+    """
+
+    def __init__(self, masks: Mapping[str, Tensor]) -> None:
+        for name, mask in masks.items():
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+                kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+                raise ConfigError(f"the mask of {name} must be a bool tensor, got {kind}")
+        self._masks = {n: m.detach().to("cpu", copy=True) for n, m in masks.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._masks:
+            raise KeyError(unknown("mask", name, self._masks))
+        return self._masks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masks)
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, MaskSet)
+            and self._masks.keys() == other._masks.keys()
+            and all(torch.equal(m, other._masks[n]) for n, m in self._masks.items())
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"MaskSet({len(self)} tensors, {self.kept} of {self.total} kept)"
+
+    @property
+    def total(self) -> int:
+        """Elements of all masked parameters."""
+        return sum(m.numel() for m in self._masks.values())
+
+    @property
+    def kept(self) -> int:
+        """Elements that stay."""
+        return sum(int(m.sum()) for m in self._masks.values())
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the elements that goes."""
+        return 1 - self.kept / self.total if self.total else 0.0
+
+    def densities(self) -> dict[str, float]:
+        """Fraction kept of each parameter."""
+        return {n: float(m.float().mean()) if m.numel() else 1.0 for n, m in self._masks.items()}
+
+    def empty(self) -> list[str]:
+        """Parameters of which nothing stays."""
+        return [n for n, m in self._masks.items() if m.numel() and not bool(m.any())]
+
+    def _with(self, other: MaskSet, join: Callable[[Tensor, Tensor], Tensor]) -> MaskSet:
+        found = {}
+        for name in [*self._masks, *(n for n in other._masks if n not in self._masks)]:
+            ours, theirs = self._masks.get(name), other._masks.get(name)
+            known = ours if ours is not None else theirs
+            assert known is not None
+            if ours is not None and theirs is not None and ours.shape != theirs.shape:
+                raise PlanError(
+                    f"the masks of {name} have the shapes {list(ours.shape)} and "
+                    f"{list(theirs.shape)}: they are of two models"
+                )
+            whole = torch.ones_like(known)
+            a, b = (ours if ours is not None else whole), (theirs if theirs is not None else whole)
+            found[name] = join(a, b)
+        return MaskSet(found)
+
+    def __and__(self, other: MaskSet) -> MaskSet:
+        return self._with(other, torch.logical_and)
+
+    def __or__(self, other: MaskSet) -> MaskSet:
+        return self._with(other, torch.logical_or)
+
+    def __sub__(self, other: MaskSet) -> MaskSet:
+        return self._with(other, lambda a, b: a & ~b)
+
+    def __invert__(self) -> MaskSet:
+        return MaskSet({n: ~m for n, m in self._masks.items()})
+
+    def __le__(self, other: MaskSet) -> bool:
+        """Whether everything that this set keeps is kept by the other too (nested masks)."""
+        return (self - other).kept == 0
+
+    def check(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The parameters that the masks are of.
+
+        Raises:
+            PlanError: The model has no such parameter, or one of another shape.
+        """
+        named = dict(model.named_parameters(remove_duplicate=False))
+        for name, mask in self._masks.items():
+            if name not in named:
+                raise PlanError(unknown("parameter of this model", name, named))
+            if named[name].shape != mask.shape:
+                raise PlanError(
+                    f"{name} has the shape {list(named[name].shape)}, its mask {list(mask.shape)}: "
+                    "the masks were made for another model"
+                )
+        return {n: named[n] for n in self._masks}
+
+    @torch.no_grad()
+    def apply(self, model: nn.Module) -> None:
+        """Set what goes to zero, in place.
+
+        Raises:
+            PlanError: The masks are of another model; it is as it was.
+        """
+        for name, parameter in self.check(model).items():
+            parameter.masked_fill_(~self._masks[name].to(parameter.device), 0)
+
+    def save(self, path: str | Path) -> None:
+        """Write the masks to one safetensors file, eight elements a byte, whole or not at all.
+
+        Raises:
+            StoreError: The file cannot be written; what was there before is untouched.
+
+        Example:
+            >>> import tempfile
+            >>> path = tempfile.mkdtemp() + "/masks.safetensors"
+            >>> masks = MaskSet({"w": torch.eye(3).bool()}); masks.save(path)
+            >>> MaskSet.load(path) == masks
+            True
+        """
+        shapes = json.dumps({n: list(m.shape) for n, m in self._masks.items()})
+        try:
+            with replacing(path) as temporary:
+                save_file(
+                    {n: _packed(m) for n, m in self._masks.items()},
+                    temporary,
+                    metadata={"format": FORMAT, "shapes": shapes},
+                )
+        except (OSError, SafetensorError, ValueError) as error:
+            raise StoreError(
+                f"{path} could not be written: {error}. What was there before is untouched."
+            ) from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> MaskSet:
+        """Read what ``save`` wrote.
+
+        Raises:
+            StoreError: The file is missing, truncated, damaged or of another kind.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+            raise StoreError(
+                f"{path} is missing, truncated or no file of masks: {error}"
+            ) from error
+        if metadata.get("format") != FORMAT:
+            raise StoreError(f"{path} holds no masks ({FORMAT}): give the file MaskSet.save wrote")
+        try:
+            shapes = json.loads(metadata["shapes"])
+            if not isinstance(shapes, dict) or shapes.keys() != packed.keys():
+                raise ValueError("its shapes are of other tensors")
+            return cls({n: _unpacked(packed[n], shapes[n]) for n in shapes})
+        except (KeyError, ValueError, TypeError) as error:
+            raise StoreError(f"{path} is damaged ({error}): make the masks again") from error
+
+
+def keep_top(scores: Tensor, keep: int) -> Tensor:
+    """The mask of the ``keep`` highest scores, exactly so many; ties go to the lower index.
+
+    Args:
+        scores: Any shape; NaN counts as the lowest.
+        keep: How many stay, clamped to [0, number of scores].
+
+    Returns:
+        Bool, of the scores' shape.
+
+    Example:
+        >>> keep_top(torch.tensor([1.0, 2.0, 1.0, 1.0]), 2)
+        tensor([ True,  True, False, False])
+    """
+    flat = scores.detach().flatten().nan_to_num(nan=-torch.inf, posinf=None, neginf=None)
+    mask = torch.zeros(flat.shape, dtype=torch.bool, device=flat.device)
+    mask[flat.argsort(descending=True, stable=True)[: max(keep, 0)]] = True
+    return mask.view(scores.shape)
+
+
+def weights_of(model: nn.Module, ignore: Iterable[str] = ()) -> dict[str, nn.Parameter]:
+    """The parameters that sparsity is usually about: weights of two and more dimensions.
+
+    Biases, norms and embeddings stay dense, as in the literature.
+
+    Args:
+        model: The model.
+        ignore: Globs over names of parameters or of modules that stay dense.
+
+    Raises:
+        ConfigError: A glob that matches nothing.
+
+    Example:
+        >>> list(weights_of(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))))
+        ['0.weight', '2.weight']
+    """
+    modules = dict(model.named_modules())
+    found = {
+        n: p
+        for n, p in model.named_parameters()
+        if p.dim() > 1
+        and p.is_floating_point()
+        and not isinstance(modules[n.rpartition(".")[0]], _DENSE)
+    }
+    left: set[str] = set()
+    names = [*modules, *(n for n, _ in model.named_parameters())]
+    for pattern, matched in match_names(ignore, names).items():
+        if not matched:
+            raise ConfigError(unknown("module or parameter", pattern, names))
+        left.update(matched)
+    return {
+        n: p
+        for n, p in found.items()
+        if not any(n == hit or n.startswith(f"{hit}.") for hit in left if hit)
+    }
+
+
+def _packed(mask: Tensor) -> Tensor:
+    bits = mask.flatten().to(torch.uint8)
+    bits = torch.cat([bits, bits.new_zeros(-len(bits) % 8)]).view(-1, 8)
+    return (bits << torch.arange(8, dtype=torch.uint8)).sum(1).to(torch.uint8)
+
+
+def _unpacked(packed: Tensor, shape: Any) -> Tensor:
+    if not isinstance(shape, list) or not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise ValueError(f"{shape!r} is no shape")
+    size = prod(shape)
+    if packed.dtype != torch.uint8 or packed.dim() != 1 or len(packed) != -(-size // 8):
+        raise ValueError(f"{len(packed)} bytes do not hold {size} bits")
+    bits = (packed.view(-1, 1) >> torch.arange(8, dtype=torch.uint8)) & 1
+    return bits.flatten()[:size].bool().view(shape)

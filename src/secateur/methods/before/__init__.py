@@ -1,0 +1,1 @@
+"""Methods that decide before training, on weights that have just been initialised."""

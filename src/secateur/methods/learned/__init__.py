@@ -1,0 +1,1 @@
+"""Methods that search or learn what to remove."""

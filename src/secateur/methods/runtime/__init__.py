@@ -1,0 +1,1 @@
+"""Methods that decide anew for every input."""
