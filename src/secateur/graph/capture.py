@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._decomp import core_aten_decompositions
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -24,10 +23,9 @@ from torch.utils._pytree import tree_map
 
 from secateur.graph.axes import Atom, Axes, Expr, lock, one, resolve
 from secateur.graph.forward import Scopes, arguments_in, function_name, is_quiet, tensors_in
+from secateur.graph.operators import Dispatch, described
 from secateur.graph.rules import find_rule
 
-_ALIASES = {"detach", "detach_", "alias", "lift_fresh", "lift", "lift_fresh_copy"}
-_SILENT = {"device", "sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "is_contiguous"}
 _LARGEST_KNOWN = 1 << 20  # integer tensors up to this size keep their values while recording
 
 
@@ -69,18 +67,26 @@ class Call:
 class Op:
     """What a rule sees: the operator's arguments by name, its outputs, its tensors' axes."""
 
-    def __init__(self, recorder: Recorder, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        tensors: list[Tensor],
+        result: Any,
+    ) -> None:
+        about = described(func)
         self.recorder = recorder
         self.func = func
-        self.name: str = func.overloadpacket.__name__
+        self.name: str = about.name
         self.result = result
         self.outs: list[Any] = list(result) if isinstance(result, tuple | list) else [result]
-        names = [a.name for a in func._schema.arguments]
-        self.given: dict[str, Any] = dict(zip(names, args, strict=False)) | kwargs
+        self.given: dict[str, Any] = dict(zip(about.arguments, args, strict=False)) | kwargs
         self.module = recorder.scopes.stack[-1] if recorder.scopes.stack else ""
-        self.record = OpRecord(str(func), self.module, [], [])
-        self._tensors = [t for t in arguments_in((args, kwargs)) if isinstance(t, Tensor)]
-        self.zero: bool = all(recorder.zero(t) for t in self._tensors)
+        self.record = OpRecord(about.full_name, self.module, [], [])
+        self._tensors = tensors
+        self.zero: bool = all(recorder.zero(t) for t in tensors)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -129,30 +135,6 @@ class Op:
             self.recorder.consumed.add(origin[dim % tensor.dim()])
 
 
-class Dispatch:
-    """Which operators are looked at, and how those without a rule are taken apart."""
-
-    def __init__(self) -> None:
-        self.decompositions = core_aten_decompositions()
-
-    def kind(self, func: Any) -> str:
-        """silent (no tensor comes out), alias (the same tensor), compound, or known."""
-        name = func.overloadpacket.__name__
-        if name in _SILENT:
-            return "silent"
-        if name in _ALIASES:
-            return "alias"
-        return "known" if find_rule(func) is not None else "compound"
-
-    def decomposed(self, mode: Any, func: Any, args: Any, kwargs: Any) -> tuple[bool, Any]:
-        """Run an operator without a rule through core operators that have one."""
-        with mode:
-            if func in self.decompositions:
-                return True, self.decompositions[func](*args, **kwargs)
-            result = func.decompose(*args, **kwargs)
-        return result is not NotImplemented, result
-
-
 class Recorder(TorchDispatchMode):
     """Keeps the axes of every tensor seen and asks the rules for those of each new one."""
 
@@ -193,9 +175,12 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = func.overloadpacket.__name__
+        about = described(func)
         kind = self.dispatch.kind(func)
         if kind == "silent":
+            asked = args[0]
+            if about.name == "device" and isinstance(asked, FakeTensor):
+                return asked.fake_device  # asked of most tensors, and a dispatch each time
             return func(*args, **kwargs)
         if kind == "compound":
             done, result = self.dispatch.decomposed(self, func, args, kwargs)
@@ -214,7 +199,7 @@ class Recorder(TorchDispatchMode):
                 if id(args[0]) in table:
                     table[id(result)] = table[id(args[0])]  # type: ignore[index, assignment]
             return result
-        op = Op(self, func, args, kwargs, result)
+        op = Op(self, func, args, kwargs, tensors, result)
         op.record.inputs = [list(self.axes_of(t)) for t in op.tensors()]
         op.record.sources = tuple(self.maker.get(id(t)) for t in op.tensors())
         axes = rule(op) if rule else None
@@ -229,9 +214,9 @@ class Recorder(TorchDispatchMode):
         op.record.outputs = [
             list(self.env[id(o)]) if isinstance(o, Tensor) else None for o in op.outs
         ]
-        if func._schema.is_mutable and not op.zero:
+        if about.mutates and not op.zero:
             self.dirty.update(_storage(o) for o in op.outs if isinstance(o, Tensor))
-        self._follow_origin(name, args, result)
+        self._follow_origin(about.name, args, result)
         if known is not None:
             for out, value in zip(op.outs, known, strict=False):
                 if isinstance(out, Tensor):
@@ -280,11 +265,12 @@ class Recorder(TorchDispatchMode):
         self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]
     ) -> list[Tensor] | None:
         """The values of an integer result whose inputs are all known: indices, position tables."""
-        if torch.Tag.nondeterministic_seeded in func.tags or func._schema.is_mutable:
-            return None
         if any(id(t) not in self.values for t in tensors):
             return None
-        if not tensors and func.overloadpacket.__name__ not in ("arange", "full", "ones", "zeros"):
+        about = described(func)
+        if about.random or about.mutates:
+            return None
+        if not tensors and about.name not in ("arange", "full", "ones", "zeros"):
             return None
         real = tree_map(
             lambda x: self.values[id(x)] if isinstance(x, Tensor) else x, (args, kwargs)

@@ -6,11 +6,13 @@ import copy
 import functools
 import gc
 import logging
+import operator
 import random
 import sys
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from secateur.graph.remembered import Remembered
 
 
 class Scopes:
@@ -118,8 +122,39 @@ def skeleton(model: nn.Module) -> nn.Module:
     Forwards may keep what they compute (position tables, bias caches): on a skeleton that does not
     reach the user's model.
     """
-    shared = {id(t): t for t in named_tensors(model).values()}
-    return copy.deepcopy(model, dict(shared))
+    memo: dict[int, Any] = {id(t): t for t in named_tensors(model).values()}
+    plain = [m for m in model.modules() if _copied_by_attributes(type(m))]
+    for m in plain:
+        memo[id(m)] = type(m).__new__(type(m))
+    for m in plain:
+        memo[id(m)].__dict__.update({k: _copied(v, memo) for k, v in vars(m).items()})
+    return copy.deepcopy(model, memo)
+
+
+@functools.cache
+def _copied_by_attributes(kind: type) -> bool:
+    """True if to copy a module is to copy its attributes: the class has no say in it."""
+    special = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
+    has_slots = any("__slots__" in vars(k) for k in kind.__mro__)
+    return not has_slots and all(getattr(kind, n, 0) is getattr(nn.Module, n, 0) for n in special)
+
+
+_UNCHANGED = (type(None), bool, int, float, str, torch.device, torch.dtype)
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """As ``copy.deepcopy``, quickly for what most attributes of modules are."""
+    if type(value) in _UNCHANGED:
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    if type(value) in (dict, OrderedDict):
+        # The many empty tables of hooks and the tables of submodules and parameters.
+        memo[id(value)] = twin = type(value)()
+        for k, v in value.items():
+            twin[_copied(k, memo)] = _copied(v, memo)
+        return twin
+    return copy.deepcopy(value, memo)
 
 
 @contextmanager
@@ -207,11 +242,9 @@ def clean_caches() -> Iterator[None]:
 def _caches(_modules_loaded: int) -> list[Any]:
     kind = functools._lru_cache_wrapper
     ours = ("torch", "secateur", "functools", "re", "typing")
-    return [
-        o
-        for o in gc.get_objects()
-        if type(o) is kind and str(o.__module__).partition(".")[0] not in ours
-    ]
+    objects = gc.get_objects()
+    found = compress(objects, map(functools.partial(operator.is_, kind), map(type, objects)))
+    return [o for o in found if str(o.__module__).partition(".")[0] not in ours]
 
 
 @contextmanager
@@ -298,6 +331,7 @@ def run(
             stack.enter_context(clean_caches())
             stack.enter_context(_silent_fakes())
             stack.enter_context(mode)
+            stack.enter_context(Remembered(mode))
         for m in modes:
             stack.enter_context(m)
         return torch.func.functional_call(model, tensors, args, kwargs, tie_weights=True)

@@ -18,6 +18,7 @@ from secateur.engine.statistics import Statistics, collect
 from secateur.errors import BudgetError, ConfigError, PlanError
 from secateur.granularity import units
 from secateur.graph import Graph, UnitClass
+from secateur.graph.forward import uncollected
 from secateur.names import match_names, unknown
 from secateur.plan import budget
 from secateur.plan.plan import Plan
@@ -180,7 +181,8 @@ def plan(
         except BudgetError:
             return masks_for(candidates, 1.0)
 
-    return _prepared(graph, select, scored, made_by, notes, keep, check=check)
+    with uncollected():
+        return _prepared(graph, select, scored, made_by, notes, keep, check=check)
 
 
 def _prepared(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import PlanError, SurgeryError
-from secateur.graph.forward import named_tensors, skeleton
+from secateur.graph.forward import named_tensors, skeleton, uncollected
 from secateur.plan.attention import narrow_attention
 from secateur.plan.mend import mend
 from secateur.plan.selection import fill as fill_in
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 def apply(plan: Plan, model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """The model with the planned units removed; see ``Plan.apply``."""
     check_architecture(plan, model)
-    if inplace:
-        change_python_side(plan, skeleton(model))  # a rehearsal: what cannot be done fails here
-    target = model if inplace else copy.deepcopy(model)
-    tensors, owners = named_tensors(target), _owners(target)
-    for name in plan.touched:
-        old = tensors[name]
-        _replace(owners.get(id(old), []), name, old, narrowed(plan, name, old), plan)
-    change_python_side(plan, target)
+    with uncollected():
+        if inplace:
+            change_python_side(plan, skeleton(model))  # a rehearsal: what cannot be done fails here
+        target = model if inplace else copy.deepcopy(model)
+        tensors, owners = named_tensors(target), _owners(target)
+        for name in plan.touched:
+            old = tensors[name]
+            _replace(owners.get(id(old), []), name, old, narrowed(plan, name, old), plan)
+        change_python_side(plan, target)
     return target
 
 

@@ -1,0 +1,73 @@
+"""Answers from memory are what the fake mode would have answered."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from secateur.graph import remembered
+from secateur.graph.remembered import Remembered
+
+CASES: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "product": lambda x, w: x @ w,
+    "whole number": lambda x, w: x.long() * 2,
+    "number": lambda x, w: x.long() * 2.0,
+    "truth": lambda x, w: x.long() * True,
+    "transposed": lambda x, w: w.t(),
+    "slice": lambda x, w: x[1:, 2:],
+    "pieces": lambda x, w: x.split([1, 3], 1),
+    "layer norm": lambda x, w: nn.functional.layer_norm(x, (4,)),
+    "largest": lambda x, w: x.max(0),
+    "in place": lambda x, w: x.clone().add_(1),
+    "view of a view": lambda x, w: x.t()[1:].unsqueeze(0),
+}
+
+
+def facts(value: Any, *inputs: Tensor) -> list[Any]:
+    """Type, metadata and which inputs share the memory of each tensor."""
+    found = list(value) if isinstance(value, tuple | list) else [value]
+    storage = [t.untyped_storage()._cdata for t in inputs]
+    return [type(value)] + [
+        (
+            *(type(t), t.shape, t.stride(), t.dtype, t.device, t.storage_offset()),
+            [s == t.untyped_storage()._cdata for s in storage],
+        )
+        for t in found
+    ]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_answer_from_memory_is_that_of_the_fake_mode(name: str) -> None:
+    remembered._answers.clear()
+    with FakeTensorMode() as mode, torch.no_grad():
+        x, w = torch.randn(3, 4), torch.randn(4, 5)
+        expected = facts(CASES[name](x, w), x, w)
+        with Remembered(mode):
+            for _ in range(2):  # first asked, then remembered
+                result = CASES[name](x, w)
+                assert facts(result, x, w) == expected
+    assert remembered._answers
+
+
+def test_every_answer_is_a_new_tensor() -> None:
+    with FakeTensorMode() as mode, torch.no_grad(), Remembered(mode):
+        x = torch.randn(3)
+        first, second = x * 2, x * 2
+        assert isinstance(first, FakeTensor) and first is not second
+        assert first.untyped_storage()._cdata != second.untyped_storage()._cdata
+
+
+def test_the_default_dtype_is_part_of_the_question() -> None:
+    before = torch.get_default_dtype()
+    with FakeTensorMode() as mode, torch.no_grad(), Remembered(mode):
+        x = torch.ones(3, dtype=torch.long)
+        single = x / 2
+        torch.set_default_dtype(torch.float64)
+        try:
+            double = x / 2
+        finally:
+            torch.set_default_dtype(before)
+    assert (single.dtype, double.dtype) == (torch.float32, torch.float64)
