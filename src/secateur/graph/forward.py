@@ -123,7 +123,7 @@ def skeleton(model: nn.Module) -> nn.Module:
     reach the user's model.
     """
     memo: dict[int, Any] = {id(t): t for t in named_tensors(model).values()}
-    plain = [m for m in model.modules() if _copied_by_attributes(type(m))]
+    plain = [m for m in model.modules() if _copied_by_attributes(type(m))]  # type: ignore[arg-type]
     for m in plain:
         memo[id(m)] = type(m).__new__(type(m))
     for m in plain:
