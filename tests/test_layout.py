@@ -22,6 +22,7 @@ LAYERS = (
     ("granularity",),
     ("plan",),
     ("methods", "report"),
+    ("training",),
     ("result",),
     ("prune",),
     ("analyse", "integrations"),

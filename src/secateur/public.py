@@ -2,9 +2,11 @@
 
 from secateur import criteria, errors, recovery, report, schedule, scope, zoo
 from secateur.analyse import pareto, sensitivity
+from secateur.engine.masks import MaskSet
 from secateur.errors import SecateurError
 from secateur.graph import Graph, UnitClass, rule, trace
 from secateur.measure import Measurement, measure
+from secateur.methods.registry import Method
 from secateur.plan import Plan
 from secateur.plan.select import plan
 from secateur.plan.store import load, save
@@ -12,15 +14,19 @@ from secateur.plan.verify import Verification
 from secateur.plan.verify import masked_model as masked
 from secateur.prune import prune
 from secateur.result import Result
+from secateur.training.attach import attach
 
 __all__ = [
     "Graph",
+    "MaskSet",
     "Measurement",
+    "Method",
     "Plan",
     "Result",
     "SecateurError",
     "UnitClass",
     "Verification",
+    "attach",
     "criteria",
     "errors",
     "load",

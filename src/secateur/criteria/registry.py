@@ -17,7 +17,7 @@ from secateur.engine.statistics import STATISTICS, Stats
 from secateur.errors import ConfigError
 from secateur.names import unknown
 
-Level = Literal["element", "filter", "norm", "class"]
+Level = Literal["element", "filter", "norm", "class", "model"]
 Needs = frozenset[str] | Callable[..., Collection[str]]
 CriterionLike = "str | tuple[str, Mapping[str, Any]] | Criterion | Callable[..., Tensor]"
 F = TypeVar("F", bound=Callable[..., Tensor])
@@ -37,6 +37,7 @@ class Criterion:
     | filter | a matrix (units, elements of each unit) of one layer | a score a row |
     | norm | the scale of a batch norm, its ``Stats`` (with ``shift``) | a score a channel |
     | class | the ``Stats`` of a unit class | a score a unit |
+    | model | the model, parameters; data, loss, generator | scores of elements by name |
 
     Attributes:
         name: As the user writes it.

@@ -11,7 +11,6 @@ from functools import cache
 from types import ModuleType
 from typing import Any, Literal, TypeVar
 
-from secateur import methods
 from secateur.errors import ConfigError
 from secateur.names import unknown
 
@@ -29,6 +28,7 @@ class Method:
         amount: Fraction that is gone at the end; None where it follows from other settings.
         criterion: Which: a name, a name with options, or a function (see ``criteria``); None for a
             method whose gate or solver says it.
+        first: Criterion of the first masks, where it is another.
         granularity: What: element, row, block, n:m, channel, ... (see ``granularity``).
         scope: How much where: "global", "uniform", "erk", ... (see ``scope.allocation``).
         schedule: When: a name, or a ``Schedule``; "one-shot" prunes before the first step.
@@ -42,6 +42,7 @@ class Method:
         drop: Fraction of the kept units that is exchanged, as a function of progress.
         penalty: Gradients added to the loss's, or a shrinkage after the step.
         gate: A map from weight and auxiliary parameters to the weight that the forward sees.
+        rule: Free moments before and after each step (see ``engine.seams``).
         solver: Chooses and updates the weights of one layer together, from its inputs.
         transform: Rewrites the model before anything is scored.
         recovery: What follows the removal.
@@ -50,6 +51,7 @@ class Method:
 
     amount: float | None = None
     criterion: Any = "magnitude"
+    first: Any = None
     granularity: Any = "element"
     scope: Any = "uniform"
     schedule: Any = "one-shot"
@@ -62,6 +64,7 @@ class Method:
     drop: Callable[[float], float] | None = None
     penalty: Any = None
     gate: Any = None
+    rule: Any = None
     solver: Any = None
     transform: Any = None
     recovery: Any = None
@@ -198,7 +201,7 @@ def find(which: Any, amount: float | None = None, **options: Any) -> Method:
 @cache
 def _load() -> None:
     for stage in STAGES:
-        folder = f"{methods.__name__}.{stage}"
+        folder = f"secateur.methods.{stage}"
         for module in _modules(folder):
             importlib.import_module(module)
 

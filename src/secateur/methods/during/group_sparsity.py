@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from secateur.engine.seams import Moment, Penalty
 from secateur.errors import ConfigError
 from secateur.granularity.units import is_bias, unit_sum
 from secateur.graph import Graph, UnitClass
 
 
 @dataclass
-class GroupSparsity:
+class GroupSparsity(Penalty):
     r"""Weighted shrinkage of every unit over all tensors that it is coupled through.
 
     With $I_k = \sum_{w \in k} w^2$ over all members of unit k,
@@ -51,7 +52,6 @@ class GroupSparsity:
     variant: str = "l2"
     growth: float = 0.0
     every: int = 100
-    _steps: int = 0
     _grown: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -90,8 +90,12 @@ class GroupSparsity:
                 result[name] = result[name] / importance.sqrt().clamp_min(1e-12)
         return result
 
-    def add_gradients(self, parameters: dict[str, nn.Parameter]) -> None:
+    def gradients(self, moment: Moment) -> None:
         """Add each unit's push to the gradients of all its weights."""
+        parameters = moment.parameters
+        self._grown = {
+            n[6:]: t for n, t in moment.state.items() if n.startswith("grown.")
+        } or self._grown
         pushes = self.weights(parameters)
         with torch.no_grad():
             for c in self.graph.free.values():
@@ -104,20 +108,10 @@ class GroupSparsity:
                     shape = [1] * p.dim()
                     shape[m.axis] = -1
                     p.grad.add_((push.view(shape) * p.detach()).to(p.grad.dtype))
-        self._steps += 1
-        if self.growth and self._steps % self.every == 0:
+        if self.growth and (moment.step + 1) % self.every == 0:
             for name, importance in self.importances(parameters).items():
                 self._grown[name] = self._grown[name] + self.growth * _lack(importance)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {
-            "steps": torch.tensor(self._steps),
-            **{f"grown.{n}": t for n, t in self._grown.items()},
-        }
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._steps = int(state["steps"])
-        self._grown = {n[6:]: t.clone() for n, t in state.items() if n.startswith("grown.")}
+        moment.state.update({f"grown.{n}": t for n, t in self._grown.items()})
 
 
 def _members(c: UnitClass, parameters: dict[str, nn.Parameter]) -> list:

@@ -6,10 +6,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.engine.attach import attach
+from secateur.engine.seams import Moment
 from secateur.errors import ConfigError
 from secateur.graph import trace
 from secateur.methods.during.group_sparsity import GroupSparsity
+from secateur.training.attach import attach
+
+
+def moment_of(net: nn.Module) -> Moment:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    parameters = dict(net.named_parameters())
+    return Moment(0, 0, 0.0, 0.0, torch.Generator(), optimizer, net, parameters)
 
 
 class Coupled(nn.Module):
@@ -60,7 +67,7 @@ def test_the_gradient_is_that_of_the_written_out_penalty(net: Coupled) -> None:
     penalty = GroupSparsity(trace(net, torch.randn(2, 3, 5, 5)), strength=0.1, alpha=3.0)
     for p in net.parameters():
         p.grad = torch.zeros_like(p)
-    penalty.add_gradients(dict(net.named_parameters()))
+    penalty.gradients(moment_of(net))
     weights = [net.a.weight, net.bn.weight, net.b.weight, net.c.weight, net.head.weight]
     expected = torch.autograd.grad(0.1 * by_hand(net, 3.0), weights)
     for w, g in zip(weights, expected, strict=True):
@@ -124,8 +131,10 @@ def test_growing_regularisation_grows_most_for_the_least_important(net: Coupled)
     penalty = GroupSparsity(trace(net, torch.randn(2, 3, 5, 5)), strength=0.01, growth=0.1, every=2)
     parameters = dict(net.named_parameters())
     importance = penalty.importances(parameters)
-    for _ in range(4):
-        penalty.add_gradients(parameters)
+    moment = moment_of(net)
+    for step in range(4):
+        moment.step = step
+        penalty.gradients(moment)
     grown = penalty.weights(parameters)
     for name, g in grown.items():
         lack = (importance[name].max() - importance[name]) / (
@@ -133,7 +142,10 @@ def test_growing_regularisation_grows_most_for_the_least_important(net: Coupled)
         )
         torch.testing.assert_close(g, 0.01 + 2 * 0.1 * lack)
     again = GroupSparsity(penalty.graph, strength=0.01, growth=0.1, every=2)
-    again.load_state_dict(penalty.state_dict())
+    resumed = moment_of(net)  # what is stored is the moment's state, not the penalty
+    resumed.step = 4
+    resumed.state = {n: t.clone() for n, t in moment.state.items()}
+    again.gradients(resumed)
     for name, g in again.weights(parameters).items():
         assert torch.equal(g, grown[name])
 

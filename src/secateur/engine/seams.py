@@ -1,0 +1,144 @@
+"""The seams of training: what a method's own file may add to what the engine does by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Tensors = dict[str, Tensor]
+Auxiliaries = dict[str, Tensors]  # space -> name -> trained tensor
+
+
+@dataclass
+class Moment:
+    """Where a training run is, and what a seam may remember.
+
+    Attributes:
+        step: Optimizer steps that are over.
+        steps: Steps of the whole run.
+        amount: Fraction that should be gone now.
+        target: Fraction that should be gone at the end.
+        generator: Of everything random; its state is stored, and the same on every rank.
+        state: Tensors that a seam keeps between steps; stored and restored by name.
+        optimizer: The user's own, for learning rates.
+        parameters: What is pruned, by name.
+        masks: What stays of it now.
+        model: The model.
+    """
+
+    step: int
+    steps: int
+    amount: float
+    target: float
+    generator: torch.Generator
+    optimizer: Any
+    model: nn.Module
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    state: Tensors = field(default_factory=dict)
+
+    @property
+    def progress(self) -> float:
+        """Fraction of the run that is over."""
+        return min(self.step / max(self.steps, 1), 1.0)
+
+    def rate(self) -> float:
+        """The learning rate of the user's first group."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+
+class Penalty:
+    """Pushes weights towards zero. Both moments do nothing unless a method's file says so."""
+
+    def gradients(self, moment: Moment) -> None:
+        """Before the step: add to ``.grad`` of the parameters."""
+
+    def shrink(self, moment: Moment) -> None:
+        """After the step: move the parameters themselves, as a proximal operator does."""
+
+
+class Gate:
+    """A map from a weight and auxiliary parameters to the weight that the forward sees.
+
+    The forward of each layer sees ``forward(weight, ...)`` in place of its weight; its gradient
+    reaches the weight and the auxiliaries, which have an optimizer of their own. Names, shapes and
+    the state dict of the model stay as they are.
+
+    Attributes:
+        lr: Learning rate of the auxiliaries.
+        optimizer: "sgd" or "adam".
+        trains_weights: False if weights stay at their initial values (edge-popup).
+        shared: True if the auxiliaries belong to units (spaces of the granularity) and the factor
+            of a unit is spread over all tensors that make it.
+    """
+
+    lr: float = 0.01
+    optimizer: str = "sgd"
+    trains_weights: bool = True
+    shared: bool = False
+
+    def auxiliaries(self, name: str, weight: Tensor, generator: torch.Generator) -> Tensors:
+        """Initial values for one parameter; if shared, for a space, with (units,) ones."""
+        return {}
+
+    def forward(self, weight: Tensor, aux: Tensors, mask: Tensor, moment: Moment) -> Tensor:
+        """The weight that the forward sees, differentiable; by default the weight by its factor."""
+        return weight * self.factor(weight, aux, mask, moment)
+
+    def factor(self, weight: Tensor, aux: Tensors, mask: Tensor, moment: Moment) -> Tensor:
+        """What each element (or, if shared, each unit) is multiplied by."""
+        return mask.to(weight.dtype)
+
+    def scores(self, weight: Tensor, aux: Tensors) -> Tensor | None:
+        """Which elements (or units) stay, by score; None where ``keeps`` says it by itself."""
+        return None
+
+    def keeps(self, weight: Tensor, aux: Tensors, moment: Moment) -> Tensor:
+        """Which elements (or units) stay, where their number follows from training."""
+        return torch.ones_like(weight, dtype=torch.bool)
+
+    def loss(self, aux: Auxiliaries, moment: Moment) -> Tensor | None:
+        """A term of the loss in the auxiliaries and ``moment.parameters``, each step."""
+        return None
+
+    def updated(self, aux: Auxiliaries, moment: Moment) -> None:
+        """After the step: clamp, anneal, reset."""
+
+    def harden(self, weight: Tensor, aux: Tensors, mask: Tensor, moment: Moment) -> Tensor:
+        """The weight at the end; by default what the forward sees, zero where masked."""
+        return self.forward(weight, aux, mask, moment) * mask.to(weight.dtype)
+
+
+class Rule:
+    """Free moments of a run, for methods that no other field describes (DeepR, DSR, ADMM)."""
+
+    def start(self, moment: Moment) -> None:
+        """Once, when attached; masks have been chosen."""
+
+    def before_step(self, moment: Moment) -> None:
+        """With dense gradients, before they are masked; may change ``moment.masks``."""
+
+    def after_step(self, moment: Moment) -> None:
+        """After the step; may change ``moment.masks`` and weights."""
+
+    def finish(self, moment: Moment) -> None:
+        """Once, before the final masks are applied."""
+
+
+Loss = Callable[..., Tensor]
+Scores = Mapping[str, Tensor]
+
+
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """The value of ``hard`` with the gradient of ``soft``.
+
+    Example:
+        >>> s = torch.tensor([0.2], requires_grad=True)
+        >>> straight_through((s > 0).float(), s)
+        tensor([1.], grad_fn=<AddBackward0>)
+    """
+    return hard.to(soft.dtype) + (soft - soft.detach())

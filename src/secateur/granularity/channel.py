@@ -1,0 +1,108 @@
+"""Channel: a unit of the graph, all slices of all tensors that are coupled through it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from secateur.errors import ConfigError
+from secateur.granularity.registry import Elements, Units, granularity
+from secateur.graph import Graph, Member, UnitClass
+
+
+@dataclass(frozen=True)
+class ChannelUnits:
+    """Units of graph classes; a masked unit is zero in everything that makes it.
+
+    What makes a unit are the rows of its layers with their biases, and its norms' scales and
+    shifts: with these at zero its activation is zero, so the unit can be removed.
+
+    Attributes:
+        classes: By space.
+        members: Space -> what makes its units.
+        shapes, sizes, counts: See ``Units``.
+    """
+
+    classes: Mapping[str, UnitClass]
+    members: Mapping[str, tuple[Member, ...]]
+    tensors: Mapping[str, tuple[int, ...]]
+    shapes: Mapping[str, tuple[int, ...]]
+    sizes: Mapping[str, int]
+    counts: Mapping[str, int]
+
+    def reduce(self, elements: Elements) -> dict[str, Tensor]:
+        found = {}
+        for space, members in self.members.items():
+            total, number = torch.zeros(self.counts[space]), torch.zeros(self.counts[space])
+            for m in members:
+                if m.tensor not in elements or len(self.tensors[m.tensor]) < 2:
+                    continue
+                values = elements[m.tensor].movedim(m.axis, 0).flatten(1).float()
+                inside = m.unit >= 0
+                total, number = total.to(values.device), number.to(values.device)
+                unit = m.unit[inside].to(values.device)
+                inside = inside.to(values.device)
+                total = total.index_add(0, unit, values.sum(1)[inside])
+                number = number.index_add(0, unit, torch.full_like(unit, values.shape[1]).float())
+            found[space] = total / number.clamp(min=1)
+        return found
+
+    def spread(self, units: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for space, values in units.items():
+            padded = torch.cat([values, torch.ones_like(values[:1])])  # -1: of no unit
+            for m in self.members[space]:
+                shape = self.tensors[m.tensor]
+                view = [1] * len(shape)
+                view[m.axis] = -1
+                along = padded[m.unit.to(values.device)].view(view).expand(shape)
+                if m.tensor in found:
+                    was = found[m.tensor]
+                    along = was & along if along.dtype == torch.bool else was * along
+                found[m.tensor] = along
+        return found
+
+    def constrained(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        return None
+
+
+@granularity("channel")
+def channel(parameters: Elements, graph: Graph | None = None) -> Units:
+    """The free unit classes of a graph that make at least one of the parameters.
+
+    Raises:
+        ConfigError: No class of the graph makes any of the parameters.
+
+    Example:
+        >>> from torch import nn
+        >>> from secateur.graph import trace
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> channel(dict(net.named_parameters()), trace(net, torch.randn(2, 4))).counts
+        {'0': 8}
+    """
+    assert graph is not None
+    own = dict(graph.model.named_parameters())
+    members = {}
+    for name, c in graph.free.items():
+        makes = tuple(m for m in c.members if m.produces and m.tensor in own and m.over is None)
+        if any(m.tensor in parameters for m in makes):
+            members[name] = makes
+    if not members:
+        raise ConfigError("no class of the graph makes any of these parameters: look at the trace")
+    classes = {name: graph.free[name] for name in members}
+    tensors = {m.tensor: tuple(own[m.tensor].shape) for ms in members.values() for m in ms}
+    first = {
+        name: next(tensors[m.tensor] for m in ms if m.tensor in parameters)
+        for name, ms in members.items()
+    }
+    counts = {name: c.size for name, c in classes.items()}
+    sizes = {
+        name: max(
+            sum(own[m.tensor].numel() for m in ms if m.tensor in parameters) // counts[name], 1
+        )
+        for name, ms in members.items()
+    }
+    return ChannelUnits(classes, members, tensors, first, sizes, counts)

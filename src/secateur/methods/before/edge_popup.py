@@ -1,0 +1,48 @@
+"""Edge-popup: train which weights of a random network stay, and never a weight."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.engine.seams import Gate, Moment, Tensors, straight_through
+from secateur.methods.registry import Method, method
+
+
+@dataclass(frozen=True)
+class EdgePopup(Gate):
+    r"""Forward $w \cdot 1[|s| \text{ in the top } k]$; backward $\partial L/\partial s = g\,w$."""
+
+    lr: float = 0.1
+    trains_weights: bool = False
+
+    def auxiliaries(self, name: str, weight: Tensor, generator: torch.Generator) -> Tensors:
+        # kaiming_uniform with a = sqrt(5): uniform within 1 / sqrt(fan_in)
+        bound = weight[0].numel() ** -0.5
+        drawn = torch.rand(weight.shape, generator=generator) * 2 - 1
+        return {"score": (drawn * bound).to(weight)}
+
+    def factor(self, weight: Tensor, aux: Tensors, mask: Tensor, moment: Moment) -> Tensor:
+        return straight_through(mask, aux["score"].abs())
+
+    def scores(self, weight: Tensor, aux: Tensors) -> Tensor:
+        return aux["score"].abs()
+
+
+@method(stage="before", paper="arXiv:1911.13299")
+def edge_popup(amount: float = 0.5, *, lr: float = 0.1, scope: Any = "uniform") -> Method:
+    """Weights keep their initial values; each has a score, and the highest of each layer count.
+
+    The scores are trained by the straight-through gradient; a sign flip of a score changes nothing.
+
+    Args:
+        amount: Fraction that is left out.
+        lr: Of the scores.
+        scope: Allocation over layers.
+
+    Example:
+        >>> edge_popup(0.5).gate.trains_weights
+        False
+    """
+    return Method(amount, criterion=None, scope=scope, gate=EdgePopup(lr=lr))

@@ -1,0 +1,76 @@
+"""Scores of the elements of a model's weights, by any criterion that scores elements."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur import criteria
+from secateur.criteria.registry import Criterion
+from secateur.engine.statistics import Stats, collect
+from secateur.errors import ConfigError
+from secateur.granularity.units import lamp_scale
+
+
+def element_scores(
+    criterion: Any,
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    *,
+    data: Iterable[Any] | None = None,
+    loss: Any = None,
+    generator: torch.Generator | None = None,
+    gradients: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Score every element of the parameters.
+
+    Args:
+        criterion: A name, (name, options), a ``Criterion``, or "gradient" (the size of the
+            gradient at hand) and "random".
+        model: Whose parameters they are.
+        parameters: Name -> parameter.
+        data: For criteria that measure something.
+        loss: Of (output, target).
+        generator: For "random".
+        gradients: Gradients at hand; spares a pass over the data where no more is needed.
+        seed: Of statistics that draw.
+
+    Raises:
+        ConfigError: A criterion of units or classes only.
+        DataError: Statistics are needed and there are no data.
+    """
+    if criterion == "random":
+        return {n: _uniform(p, generator) for n, p in parameters.items()}
+    if criterion == "gradient":
+        assert gradients is not None
+        return {n: gradients[n].abs().float() for n in parameters}
+    found: Criterion = criteria.find(criterion)
+    if found.level == "model":
+        return found.function(
+            model, parameters, data=data, loss=loss, generator=generator, **found.options
+        )
+    if found.level != "element":
+        raise ConfigError(
+            f"criterion {found.name!r} scores a {found.level}, not single weights: use it with "
+            "granularity='channel' in sec.plan, or choose one of elements"
+        )
+    stats: Mapping[str, Stats] = {}
+    if found.needs == {"grad"} and gradients is not None:
+        stats = {n: Stats(n, grad=g) for n, g in gradients.items()}
+    elif found.needs:
+        stats = collect(
+            model, found.needs, data, loss=loss, parameters=list(parameters), seed=seed
+        ).tensors
+    scores = {n: found(p.detach(), stats.get(n, Stats(n))) for n, p in parameters.items()}
+    if found.normalizer == "lamp":
+        scores = {n: lamp_scale(s) for n, s in scores.items()}
+    return scores
+
+
+def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    # Drawn on the CPU: the same numbers on every device and rank.
+    return torch.rand(like.shape, generator=generator).to(like.device)

@@ -1,0 +1,88 @@
+"""How dense each layer is: allocations from shapes, found by name; one file each."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+from secateur import scope as members
+from secateur.errors import ConfigError
+from secateur.names import unknown
+
+Shapes = Mapping[str, tuple[int, ...]]
+# From shapes and the amount that goes to the fraction that stays of each.
+Allocation = Callable[[Shapes, float], Mapping[str, float]]
+_REGISTRY: dict[str, Allocation] = {}
+GLOBAL = "global"
+
+
+def allocation(name: str) -> Callable[[Allocation], Allocation]:
+    """Register a function from (shapes, amount) to densities.
+
+    Example:
+        >>> @allocation("first-dense")
+        ... def first_dense(shapes, amount):
+        ...     return {n: 1.0 if i == 0 else 1 - amount for i, n in enumerate(shapes)}
+    """
+
+    def register(function: Allocation) -> Allocation:
+        _REGISTRY[name] = function
+        return function
+
+    return register
+
+
+def names() -> list[str]:
+    """List the allocations; "global" is that of one competition over all layers.
+
+    Example:
+        >>> names()[:2]
+        ['er', 'erk']
+    """
+    _load()
+    return sorted([*_REGISTRY, GLOBAL])
+
+
+def find(which: Any) -> Allocation | None:
+    """The allocation that a user means; None for the competition over all layers.
+
+    Raises:
+        ConfigError: There is no such allocation.
+    """
+    _load()
+    if isinstance(which, Mapping):
+        return lambda shapes, amount: _given(which, shapes)
+    if callable(which):
+        return which
+    if which == GLOBAL:
+        return None
+    if which not in _REGISTRY:
+        raise ConfigError(unknown("scope", which, [*_REGISTRY, GLOBAL]))
+    return _REGISTRY[which]
+
+
+def _given(densities: Mapping[str, float], shapes: Shapes) -> dict[str, float]:
+    for name in densities:
+        if name not in shapes:
+            raise ConfigError(unknown("layer in scope", name, shapes))
+    return {n: float(densities.get(n, 1.0)) for n in shapes}
+
+
+@allocation("uniform")
+def uniform(shapes: Shapes, amount: float) -> dict[str, float]:
+    """The same fraction of every layer stays.
+
+    Example:
+        >>> uniform({"a": (2, 2)}, 0.75)
+        {'a': 0.25}
+    """
+    return dict.fromkeys(shapes, 1 - amount)
+
+
+@cache
+def _load() -> None:
+    for module in pkgutil.iter_modules(members.__path__):
+        importlib.import_module(f"{members.__name__}.{module.name}")

@@ -1,0 +1,99 @@
+"""The end of an attachment: hard weights, final masks, and smaller tensors where asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.engine.masks import MaskSet
+from secateur.errors import ConfigError
+from secateur.graph import trace
+from secateur.plan import Plan
+from secateur.plan.verify import Verification
+from secateur.training.handle import Handle
+from secateur.training.removal import plan_of_zeros
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """What a finished run gives back.
+
+    Attributes:
+        model: The trained model; the smaller one if something was removed.
+        masks: Which weights stayed, by the names of the model that was trained.
+        notes: What a user should know.
+        plan: What was removed physically, or None.
+        verification: That removal equals masking, or None.
+    """
+
+    model: nn.Module
+    masks: MaskSet
+    notes: list[str] = field(default_factory=list)
+    plan: Plan | None = None
+    verification: Verification | None = None
+
+    def __str__(self) -> str:
+        removed = f", {self.plan}" if self.plan is not None else ""
+        return f"{self.masks.sparsity:.2%} of {self.masks.total:,} weights are zero{removed}"
+
+
+@torch.no_grad()
+def finish(handle: Handle, remove: bool, example_inputs: Any) -> Sparse:
+    """End the run; see ``Handle.finish``."""
+    moment, method = handle.moment, handle.method
+    if remove and example_inputs is None:
+        raise ConfigError("finish(remove=True) traces the model: give example_inputs")
+    if moment.steps and moment.step < moment.steps and method.schedule != "one-shot":
+        handle.notes.append(
+            f"finished after {moment.step} of {moment.steps} steps: the schedule had reached "
+            f"{moment.amount:.3g} of {moment.target:.3g}"
+        )
+    if method.rule is not None:
+        method.rule.finish(moment)
+    if handle.gated is not None:
+        gated = handle.gated
+        moment.amount = max(moment.amount, moment.target)
+        handle.refresh_gate()
+        hard = _hardened(handle)
+        handle.detach()
+        named = dict(moment.model.named_parameters(remove_duplicate=False))
+        for name, value in hard.items():
+            named[name].copy_(value)
+        del gated
+    else:
+        if method.soft and method.criterion is not None:
+            scores = handle.score(method.criterion, None)
+            moment.masks = handle.chosen(scores, moment.target)
+        if method.criterion is not None or method.rule is not None:
+            handle.enforce()
+        handle.detach()
+    masks = handle.masks
+    if not remove:
+        return Sparse(moment.model, masks, handle.notes)
+    graph = trace(moment.model, example_inputs)
+    plan = plan_of_zeros(graph)
+    small = plan.apply(moment.model)
+    verification = plan.verify(moment.model, small)
+    return Sparse(small, masks, handle.notes, plan, verification)
+
+
+def _hardened(handle: Handle) -> dict[str, torch.Tensor]:
+    gated = handle.gated
+    assert gated is not None
+    moment, gate = handle.moment, gated.gate
+    if not gate.shared:
+        return {
+            n: gate.harden(p.detach(), gated.aux[n], moment.masks[n], moment).detach()
+            for n, p in moment.parameters.items()
+        }
+    hard = {}
+    for space, aux in gated.aux.items():
+        keep = moment.state[f"units.{space}"].bool()
+        ones = torch.ones(len(keep), device=keep.device)
+        hard[space] = gate.factor(ones, aux, keep, moment).detach() * keep
+    factors = gated.units.spread(hard)
+    named = dict(moment.model.named_parameters(remove_duplicate=False))
+    return {n: named[n].detach() * f.to(named[n].dtype) for n, f in factors.items()}

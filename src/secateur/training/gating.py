@@ -1,0 +1,179 @@
+"""Gated weights: the forward of a layer sees a function of its weight, under the weight's name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.engine.seams import Auxiliaries, Gate, Moment
+from secateur.errors import ConfigError
+from secateur.granularity.registry import Units
+
+
+class Gated:
+    """Puts a gate before the weights of a model while attached.
+
+    While a layer runs, the gated weight stands in the instance's own dictionary, where Python looks
+    before ``nn.Module`` looks among its parameters; afterwards it is gone. So parameters, names,
+    state dicts and copies are those of the plain model.
+    """
+
+    def __init__(self, gate: Gate, units: Units, moment: Moment) -> None:
+        self.gate, self.units, self.moment = gate, units, moment
+        parameters = moment.parameters
+        self.aux: Auxiliaries = {}
+        if gate.shared:
+            device = next(iter(parameters.values())).device
+            for space, count in units.counts.items():
+                ones = torch.ones(count, device=device)
+                self.aux[space] = gate.auxiliaries(space, ones, moment.generator)
+        else:
+            for name, p in parameters.items():
+                self.aux[name] = gate.auxiliaries(name, p.detach(), moment.generator)
+        self.aux = {
+            n: {k: t.detach().clone().requires_grad_(t.is_floating_point()) for k, t in of.items()}
+            for n, of in self.aux.items()
+        }
+        trained = [t for of in self.aux.values() for t in of.values() if t.requires_grad]
+        self.optimizer: torch.optim.Optimizer | None = None
+        if trained:
+            kinds: Mapping[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+            self.optimizer = kinds[gate.optimizer](trained, lr=gate.lr)
+        self.handles: list[Any] = []
+        self._place()
+
+    def _place(self) -> None:
+        modules = dict(self.moment.model.named_modules())
+        by_module: dict[str, list[tuple[str, str]]] = {}
+        for name in self.gated():
+            owner, _, leaf = name.rpartition(".")
+            by_module.setdefault(owner, []).append((name, leaf))
+        for owner, leaves in by_module.items():
+            module = modules[owner]
+            if isinstance(module, nn.RNNBase):
+                raise ConfigError(
+                    f"{owner}: torch's {type(module).__name__} reads its weights where no gate can "
+                    "stand; leave it out with ignore=, or use a method that masks"
+                )
+            self.handles.append(module.register_forward_pre_hook(self._shadow(leaves)))
+            self.handles.append(
+                module.register_forward_hook(self._unshadow(leaves), always_call=True)
+            )
+
+    def gated(self) -> list[str]:
+        """Names of the parameters that the forward sees through the gate."""
+        if not self.gate.shared:
+            return list(self.moment.parameters)
+        return list(self.units.spread({n: torch.ones(k) for n, k in self.units.counts.items()}))
+
+    def effective(self, names: list[str]) -> dict[str, Tensor]:
+        """What the forward sees of these parameters."""
+        named = dict(self.moment.model.named_parameters(remove_duplicate=False))
+        if not self.gate.shared:
+            return {
+                n: self.gate.forward(named[n], self.aux[n], self.moment.masks[n], self.moment)
+                for n in names
+            }
+        factors = self.units.spread(self.factors())
+        return {n: named[n] * factors[n].to(named[n].dtype) for n in names if n in factors}
+
+    def factors(self) -> dict[str, Tensor]:
+        """The factor of each unit, by space (of a shared gate)."""
+        found = {}
+        for space, aux in self.aux.items():
+            ones = torch.ones(self.units.counts[space], device=_device(aux))
+            mask = self.moment.state.get(f"units.{space}", ones).bool()
+            found[space] = self.gate.factor(ones, aux, mask, self.moment)
+        return found
+
+    def _shadow(self, leaves: list[tuple[str, str]]) -> Any:
+        def before(module: nn.Module, _: Any) -> None:
+            for (_, leaf), value in zip(
+                leaves, self.effective([n for n, _ in leaves]).values(), strict=True
+            ):
+                module.__dict__[leaf] = value
+
+        return before
+
+    def _unshadow(self, leaves: list[tuple[str, str]]) -> Any:
+        def after(module: nn.Module, _: Any, __: Any) -> None:
+            for _, leaf in leaves:
+                module.__dict__.pop(leaf, None)
+
+        return after
+
+    def scores(self) -> dict[str, Tensor] | None:
+        """Which elements (units, if shared) stay, by score; None where the gate counts itself."""
+        found = {}
+        for name, aux in self.aux.items():
+            weight = self._weight(name)
+            value = self.gate.scores(weight, aux)
+            if value is None:
+                return None
+            found[name] = value.detach()
+        return found
+
+    def keeps(self) -> dict[str, Tensor]:
+        """Which stay where the gate itself counts."""
+        return {
+            n: self.gate.keeps(self._weight(n), aux, self.moment) for n, aux in self.aux.items()
+        }
+
+    def _weight(self, name: str) -> Tensor:
+        if self.gate.shared:
+            return torch.ones(self.units.counts[name], device=_device(self.aux[name]))
+        return self.moment.parameters[name].detach()
+
+    def before_step(self, scaler: Any) -> None:
+        """Unscale the auxiliaries' gradients and add those of the gate's own loss."""
+        if scaler is not None and scaler.is_enabled():
+            scale = scaler.get_scale()
+            for t in self.tensors():
+                if t.grad is not None:
+                    t.grad.div_(scale)
+        with torch.enable_grad():
+            loss = self.gate.loss(self.aux, self.moment)
+        if loss is not None and loss.requires_grad:
+            trained = [*self.tensors(), *self.moment.parameters.values()]
+            grads = torch.autograd.grad(loss, trained, allow_unused=True)
+            for t, g in zip(trained, grads, strict=True):
+                if g is not None:
+                    t.grad = g if t.grad is None else t.grad + g
+
+    def after_step(self, skipped: bool) -> None:
+        """Step the auxiliaries with the weights; forget their gradients."""
+        if self.optimizer is None:
+            return
+        if not skipped:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        if not skipped:
+            with torch.no_grad():
+                self.gate.updated(self.aux, self.moment)
+
+    def tensors(self) -> list[Tensor]:
+        return [t for of in self.aux.values() for t in of.values() if t.requires_grad]
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        aux = {n: {k: t.detach().clone() for k, t in of.items()} for n, of in self.aux.items()}
+        return {"aux": aux, "optimizer": self.optimizer.state_dict() if self.optimizer else {}}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, of in self.aux.items():
+            for key, tensor in of.items():
+                tensor.copy_(state["aux"][name][key])
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _device(aux: Mapping[str, Tensor]) -> torch.device:
+    return next((t.device for t in aux.values()), torch.device("cpu"))

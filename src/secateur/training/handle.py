@@ -1,0 +1,357 @@
+"""The life of an attachment: what happens before and after each of the optimizer's steps."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.engine.masks import MaskSet, keep_top
+from secateur.engine.seams import Moment
+from secateur.errors import ConfigError, StoreError
+from secateur.granularity.choose import choose
+from secateur.granularity.registry import Units
+from secateur.methods.registry import Method
+from secateur.methods.scoring import element_scores
+from secateur.schedule.registry import Schedule
+from secateur.training.gating import Gated
+
+ATTACHED = "_secateur_attached"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What scores may be measured on.
+
+    Attributes:
+        data: Batches.
+        loss: Of (output, target).
+        seed: Of what is drawn.
+    """
+
+    data: Iterable[Any] | None = None
+    loss: Any = None
+    seed: int = 0
+
+
+@dataclass
+class Handle:
+    """An attachment of a method to a training run; ``finish()`` ends it.
+
+    Attributes:
+        method: What acts.
+        moment: Where the run is, with its masks.
+        notes: What a user should know.
+        skipped: Steps that were skipped because a gradient was not finite.
+    """
+
+    method: Method
+    moment: Moment
+    units: Units
+    schedule: Schedule | None
+    sources: Sources
+    allow_empty: bool = False
+    scaler: Any = None
+    gated: Gated | None = None
+    notes: list[str] = field(default_factory=list)
+    skipped: int = 0
+    _skipping: bool = False
+    _hooks: list[Any] = field(default_factory=list)
+
+    # What users read.
+
+    @property
+    def steps(self) -> int:
+        """Steps that are over."""
+        return self.moment.step
+
+    @property
+    def masks(self) -> MaskSet:
+        """What stays now."""
+        return MaskSet(self.moment.masks)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the weights that is masked now."""
+        masks = self.moment.masks.values()
+        return 1 - sum(int(m.sum()) for m in masks) / max(sum(m.numel() for m in masks), 1)
+
+    # The two moments of every step.
+
+    def before_step(self) -> None:
+        """Penalties, masks that are due, and the gradients of what is masked."""
+        moment = self.moment
+        self._skipping = not self._finite()
+        if self._skipping:
+            self.skipped += 1
+            if self.skipped == 1:
+                warnings.warn(
+                    f"step {moment.step}: a gradient is NaN or infinite; the step is skipped "
+                    "(handle.skipped counts them)",
+                    stacklevel=3,
+                )
+            self._drop_gradients()
+            return
+        if self.gated is not None:
+            self.gated.before_step(self.scaler)
+        if self.method.penalty is not None:
+            self.method.penalty.gradients(moment)
+        if self.method.rule is not None:
+            self.method.rule.before_step(moment)
+        exchanged = self._update_masks()
+        if exchanged:  # as in RigL: the step that moves connections updates no weight
+            self._drop_gradients()
+        elif self._enforced:
+            for name, p in moment.parameters.items():
+                if p.grad is not None:
+                    p.grad.mul_(moment.masks[name])
+        if self.gated is not None and not self.gated.gate.trains_weights:
+            for p in moment.parameters.values():
+                p.grad = None
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Shrinkage, zeros, and the auxiliaries' own step."""
+        moment = self.moment
+        if self._skipping:
+            self._skipping = False
+            if self.gated is not None:
+                self.gated.after_step(skipped=True)
+            return
+        moment.step += 1
+        if self.schedule is not None:
+            moment.amount = self.schedule.at(moment.progress)
+        if self.method.penalty is not None:
+            self.method.penalty.shrink(moment)
+        if self.method.rule is not None:
+            self.method.rule.after_step(moment)
+        if self.gated is not None:
+            self.gated.after_step(skipped=False)
+            self.refresh_gate()
+        if self._enforced:
+            self.enforce()
+
+    @property
+    def _enforced(self) -> bool:
+        return self.gated is None and not self.method.soft
+
+    def _finite(self) -> bool:
+        grads = [p.grad for p in self.moment.model.parameters() if p.grad is not None]
+        if not grads:
+            return True
+        largest = torch._foreach_norm(grads, float("inf"))
+        return bool(torch.stack([n.to(largest[0].device) for n in largest]).isfinite().all())
+
+    def _drop_gradients(self) -> None:
+        for group in self.moment.optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = None
+
+    # Masks.
+
+    @torch.no_grad()
+    def enforce(self) -> None:
+        """Zero what is masked, in the weights and in the optimizer's slots."""
+        for name, p in self.moment.parameters.items():
+            mask = self.moment.masks[name]
+            p.mul_(mask)
+            for slot in self.moment.optimizer.state.get(p, {}).values():
+                if isinstance(slot, Tensor) and slot.shape == p.shape:
+                    slot.mul_(mask)
+
+    def _update_masks(self) -> bool:
+        """Change the masks where that is due; True if connections were exchanged."""
+        moment, method = self.moment, self.method
+        upcoming = moment.step + 1
+        last = upcoming == moment.steps
+        if self.gated is not None or (upcoming % method.every and not last):
+            return False
+        if method.drop is not None and method.grow is not None:
+            share = method.drop(min(upcoming / max(moment.steps, 1), 1.0))
+            return share > 0 and self._exchange(share)
+        if self.schedule is None or self.schedule.name == "one-shot":
+            return False
+        amount = self.schedule.at(min(upcoming / max(moment.steps, 1), 1.0))
+        if amount > moment.amount or (method.soft and amount > 0):
+            self._prune(amount)
+        return False
+
+    def _prune(self, amount: float) -> None:
+        moment = self.moment
+        scores = self.score(self.method.criterion, self._gradients())
+        if not self.method.revive and not self.method.soft:
+            scores = {
+                n: s.masked_fill(~moment.masks[n].expand_as(s), -torch.inf)
+                for n, s in scores.items()
+            }
+        moment.masks = self.chosen(scores, amount)
+        moment.amount = amount
+        if self.method.soft:
+            self.enforce()
+
+    def chosen(self, scores: Mapping[str, Tensor], amount: float) -> dict[str, Tensor]:
+        """The masks that these scores give, with whatever else a coupled unit has."""
+        masks = choose(scores, self.units, amount, self.method.scope, allow_empty=self.allow_empty)
+        return {n: masks.get(n, torch.ones_like(p, dtype=torch.bool)).contiguous()
+                for n, p in self.moment.parameters.items()}  # fmt: skip
+
+    def score(self, criterion: Any, gradients: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """Scores of all elements by a criterion, now."""
+        found = element_scores(
+            criterion,
+            self.moment.model,
+            self.moment.parameters,
+            data=self.sources.data,
+            loss=self.sources.loss,
+            generator=self.moment.generator,
+            gradients=gradients,
+            seed=self.sources.seed + self.moment.step,
+        )
+        return found
+
+    def _gradients(self) -> dict[str, Tensor]:
+        return {
+            n: torch.zeros_like(p) if p.grad is None else p.grad.detach()
+            for n, p in self.moment.parameters.items()
+        }
+
+    def _exchange(self, share: float) -> bool:
+        """Drop the lowest of the kept, let as many come back; counts of each layer stay."""
+        moment = self.moment
+        gradients = self._gradients()
+        dropped = self.units.reduce(self.score(self.method.criterion, gradients))
+        grown = self.units.reduce(self.score(self.method.grow, gradients))
+        kept = {
+            n: k > 0.5 for n, k in self.units.reduce({
+                n: m.float() for n, m in moment.masks.items()
+            }).items()
+        }  # fmt: skip
+        chosen = {}
+        for space, mask in kept.items():
+            k = int(mask.sum())
+            out = int(share * k)
+            stay = keep_top(dropped[space].masked_fill(~mask, -torch.inf), k - out)
+            back = keep_top(grown[space].masked_fill(stay, -torch.inf), out) & ~stay
+            chosen[space] = stay | back
+        old = moment.masks
+        masks = self.units.spread(chosen)
+        moment.masks = {n: masks[n].contiguous() for n in old}
+        with torch.no_grad():
+            for name, p in moment.parameters.items():
+                new = moment.masks[name] & ~old[name]
+                p.masked_fill_(new, 0)
+                for slot in moment.optimizer.state.get(p, {}).values():
+                    if isinstance(slot, Tensor) and slot.shape == p.shape:
+                        slot.masked_fill_(new, 0)
+        return True
+
+    def refresh_gate(self) -> None:
+        """Let the gate's masks follow its auxiliaries."""
+        assert self.gated is not None
+        moment, gate = self.moment, self.gated.gate
+        scores = self.gated.scores()
+        if gate.shared:
+            keep = self.gated.keeps()
+            if scores is not None:
+                keep = {
+                    n: keep_top(s, max(round(len(s) * (1 - moment.amount)), 1))
+                    for n, s in scores.items()
+                }
+            moment.state.update({f"units.{n}": k.float() for n, k in keep.items()})
+            masks = self.units.spread(keep)
+            moment.masks = {
+                n: masks.get(n, torch.ones_like(p, dtype=torch.bool)).contiguous()
+                for n, p in moment.parameters.items()
+            }
+        elif scores is None:
+            moment.masks = self.gated.keeps()
+        else:
+            moment.masks = self.chosen(scores, moment.amount)
+
+    # The end, and going on after a kill.
+
+    def detach(self) -> None:
+        """Take every hook away and leave the model as it is; the optimizer is free again."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        if self.gated is not None:
+            self.gated.remove()
+        self.moment.optimizer.__dict__.pop(ATTACHED, None)
+        for p in self.moment.parameters.values():
+            p.__dict__.pop(ATTACHED, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the run needs to go on exactly; for ``save_state`` or ``torch.save``."""
+        moment = self.moment
+        return {
+            "method": self.method.name,
+            "step": moment.step,
+            "steps": moment.steps,
+            "amount": moment.amount,
+            "masks": {n: m.clone() for n, m in moment.masks.items()},
+            "state": {n: t.clone() for n, t in moment.state.items()},
+            "generator": moment.generator.get_state(),
+            "skipped": self.skipped,
+            "gate": self.gated.state_dict() if self.gated is not None else {},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken.
+
+        Raises:
+            StoreError: The state is of another method or model; nothing was changed.
+        """
+        moment = self.moment
+        if state.get("method") != self.method.name:
+            raise StoreError(
+                f"the state is of method {state.get('method')!r}, this run's is "
+                f"{self.method.name!r}: attach the same method"
+            )
+        shapes = {n: tuple(m.shape) for n, m in state["masks"].items()}
+        ours = {n: tuple(p.shape) for n, p in moment.parameters.items()}
+        if shapes != ours:
+            wrong = next(iter(set(shapes.items()) ^ set(ours.items())))[0]
+            raise StoreError(f"the state is of another model: {wrong} differs; build the same one")
+        device = {n: p.device for n, p in moment.parameters.items()}
+        moment.masks = {n: m.to(device[n]).bool() for n, m in state["masks"].items()}
+        moment.state.clear()
+        moment.state.update({n: t.clone() for n, t in state["state"].items()})
+        moment.generator.set_state(state["generator"])
+        moment.step, moment.steps = int(state["step"]), int(state["steps"])
+        moment.amount = float(state["amount"])
+        self.skipped = int(state["skipped"])
+        if self.gated is not None:
+            self.gated.load_state_dict(state["gate"])
+
+    def finish(self, *, remove: bool = False, example_inputs: Any = None) -> Any:
+        """End the run: final masks, hardened weights, no hooks; with ``remove``, smaller tensors.
+
+        Args:
+            remove: Remove the channels that are zero altogether, and prove it.
+            example_inputs: For ``remove``: what the model runs on.
+
+        Returns:
+            A ``Sparse``: model, masks, plan and notes.
+
+        Raises:
+            ConfigError: The schedule has not reached its end, or ``remove`` without inputs.
+        """
+        from secateur.training.finish import finish
+
+        return finish(self, remove, example_inputs)
+
+
+def penalty_of(method: Any) -> Method | None:
+    """A bare penalty as a method that does nothing else."""
+    if isinstance(method, nn.Module | str | tuple | list | Method):
+        return None
+    if hasattr(method, "gradients") and hasattr(method, "shrink"):
+        return Method(criterion=None, penalty=method, name=type(method).__name__)
+    raise ConfigError(
+        f"a method is a name, (name, options), a Method or a Penalty, not {type(method).__name__}"
+    )

@@ -1,0 +1,250 @@
+"""``attach``: exact counts, effective masks, resuming, and mistakes."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateur as sec
+from secateur.errors import ConfigError, DataError, StoreError
+from secateur.methods import registry
+
+EVERY = {"rigl": {"every": 2}}
+
+
+def convolutional() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, stride=2),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(12 * 4, 5),
+    )
+
+
+def dense() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(81, 20), nn.ReLU(), nn.Linear(20, 5))
+
+
+def batches(n: int = 10, dtype: torch.dtype = torch.float32) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(5)
+    return [
+        (
+            torch.randn(8, 1, 9, 9, generator=generator).to(dtype),
+            torch.randint(0, 5, (8,), generator=generator),
+        )
+        for _ in range(n)
+    ]
+
+
+def start(build, name: str, dtype=torch.float32, kind: str = "adam", **more):
+    torch.manual_seed(0)
+    net = build().to(dtype)
+    if kind == "adam":
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.01, weight_decay=0.1)
+    else:
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+    arguments = {"amount": 0.8, "steps": 10, **EVERY.get(name, {}), **more}
+    handle = sec.attach(
+        net,
+        optimizer,
+        name,
+        data=batches(2, dtype),
+        example_inputs=batches(1, dtype)[0][0],
+        **arguments,
+    )
+    return net, optimizer, handle
+
+
+def train(net, optimizer, data) -> None:
+    for x, y in data:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x).float(), y).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+@pytest.mark.parametrize("build", [convolutional, dense])
+@pytest.mark.parametrize("name", ["random", "snip", "gradual_magnitude", "rigl", "edge_popup"])
+def test_ten_steps_end_with_exactly_the_sparsity_asked(name, build, kind) -> None:
+    net, optimizer, handle = start(build, name, kind=kind)
+    names = list(net.state_dict())
+    train(net, optimizer, batches())
+    result = handle.finish()
+    total = result.masks.total
+    assert abs(result.masks.kept - round(0.2 * total)) <= len(result.masks)
+    for n, mask in result.masks.items():
+        assert not bool(net.get_parameter(n)[~mask].any())
+    assert list(net.state_dict()) == names
+    assert not any("weight" in m.__dict__ for m in net.modules())
+    copy.deepcopy(net)
+
+
+@pytest.mark.parametrize("name", ["random", "snip", "gradual_magnitude", "rigl"])
+def test_masks_hold_in_weights_and_slots_at_every_step(name) -> None:
+    net, optimizer, handle = start(convolutional, name)
+    for batch in batches():
+        train(net, optimizer, [batch])
+        for n, mask in handle.masks.items():
+            p = net.get_parameter(n)
+            assert not bool(p[~mask].any())
+            for slot in optimizer.state.get(p, {}).values():
+                if slot.shape == p.shape:
+                    assert not bool(slot[~mask].any())
+
+
+@pytest.mark.parametrize("name", ["random", "snip", "gradual_magnitude", "rigl", "edge_popup"])
+def test_a_resumed_run_equals_an_uninterrupted_one(name) -> None:
+    data = batches()
+    net, optimizer, handle = start(convolutional, name)
+    train(net, optimizer, data)
+    first, a, b = start(convolutional, name)
+    train(first, a, data[:5])
+    saved = copy.deepcopy((first.state_dict(), a.state_dict(), b.state_dict()))
+    again, c, d = start(convolutional, name)
+    again.load_state_dict(saved[0])
+    c.load_state_dict(saved[1])
+    d.load_state_dict(saved[2])
+    train(again, c, data[5:])
+    assert d.masks == handle.masks
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key]), key
+
+
+def test_rigl_keeps_the_number_of_weights_and_moves_them() -> None:
+    net, optimizer, handle = start(dense, "rigl", every=1)
+    first = handle.masks
+    counts = {n: int(m.sum()) for n, m in first.items()}
+    for batch in batches():
+        before, old = {n: p.detach().clone() for n, p in net.named_parameters()}, handle.masks
+        train(net, optimizer, [batch])
+        new = handle.masks
+        assert {n: int(m.sum()) for n, m in new.items()} == counts
+        for n in new:
+            grown = new[n] & ~old[n]
+            assert not bool(net.get_parameter(n)[grown].any())
+            if bool(grown.any()):  # the step that exchanges updates no weight
+                stay = new[n] & old[n]
+                assert torch.equal(net.get_parameter(n)[stay], before[n][stay])
+    assert handle.masks != first
+
+
+def test_snip_keeps_the_largest_products_of_gradient_and_weight() -> None:
+    torch.manual_seed(0)
+    net = dense()
+    x, y = batches(1)[0]
+    nn.functional.cross_entropy(net(x), y).backward()
+    products = {n: (p.grad * p).abs() for n, p in net.named_parameters() if p.dim() > 1}
+    best = torch.cat([s.flatten() for s in products.values()]).sort(descending=True).values
+    threshold = best[round(0.2 * len(best)) - 1]
+    torch.manual_seed(0)
+    other = dense()
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    handle = sec.attach(other, optimizer, "snip", amount=0.8, data=[(x, y)])
+    for n, mask in handle.masks.items():
+        assert torch.equal(mask, products[n] >= threshold)
+
+
+def test_edge_popup_trains_scores_and_never_a_weight() -> None:
+    net, optimizer, handle = start(dense, "edge_popup", kind="sgd")
+    weights = {n: p.detach().clone() for n, p in net.named_parameters() if p.dim() > 1}
+    aux = {n: of["score"].detach().clone() for n, of in handle.gated.aux.items()}
+    x, y = batches(1)[0]
+    effective = handle.gated.effective(list(weights))
+    fake = {n: w.detach().clone().requires_grad_() for n, w in effective.items()}
+    hidden = (x.flatten(1) @ fake["1.weight"].T + net[1].bias).relu()
+    out = hidden @ fake["3.weight"].T + net[3].bias
+    nn.functional.cross_entropy(out, y).backward()
+    train(net, optimizer, [(x, y)])
+    for n, old in weights.items():
+        assert torch.equal(net.get_parameter(n), old)
+        moved = aux[n] - 0.1 * fake[n].grad * old * aux[n].sign()
+        torch.testing.assert_close(handle.gated.aux[n]["score"].detach(), moved)
+
+
+def test_a_step_with_a_gradient_that_is_not_finite_is_skipped() -> None:
+    net, optimizer, handle = start(dense, "gradual_magnitude")
+    train(net, optimizer, batches(3))
+    before = copy.deepcopy(net.state_dict())
+    slots = copy.deepcopy(optimizer.state_dict()["state"])
+    with pytest.warns(UserWarning, match="skipped"):
+        train(net, optimizer, [(torch.full((8, 1, 9, 9), float("nan")), batches(1)[0][1])])
+    assert handle.skipped == 1 and handle.steps == 3
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert str(optimizer.state_dict()["state"]) == str(slots)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(net, optimizer, batches(7))
+    assert handle.finish().masks.sparsity == pytest.approx(0.8, abs=0.01)
+
+
+def test_a_layer_is_never_emptied_unless_asked() -> None:
+    for allow, least in ((False, 1), (True, 0)):
+        torch.manual_seed(0)
+        net = dense()
+        with torch.no_grad():
+            net[3].weight.mul_(1e-6)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        method = registry.Method(0.99, scope="global", name="magnitude")
+        handle = sec.attach(net, optimizer, method, allow_empty=allow)
+        assert int(handle.masks["3.weight"].sum()) == least
+        assert handle.masks.kept == round(handle.masks.total * 0.01)
+
+
+def test_mistakes_are_named_and_nothing_is_changed() -> None:
+    net = dense()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    before = copy.deepcopy(net.state_dict())
+    for error, match, call in [
+        (ConfigError, "did you mean 'rigl'", lambda: sec.attach(net, optimizer, "rigel")),
+        (ConfigError, r"\[0, 1\)", lambda: sec.attach(net, optimizer, "snip", amount=1.0)),
+        (ConfigError, "steps=", lambda: sec.attach(net, optimizer, "gradual_magnitude")),
+        (ConfigError, "never act", lambda: sec.attach(net, optimizer, "rigl", steps=50)),
+        (ConfigError, "option", lambda: sec.attach(net, optimizer, "rigl", steps=200, evry=1)),
+        (DataError, "data", lambda: sec.attach(net, optimizer, "snip")),
+        (
+            ConfigError,
+            "does not hold",
+            lambda: sec.attach(net, torch.optim.SGD(net[3].parameters(), lr=1.0), "random"),
+        ),
+    ]:
+        with pytest.raises(error, match=match):
+            call()
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    handle = sec.attach(net, optimizer, "random")
+    with pytest.raises(ConfigError, match="attachment already"):
+        sec.attach(net, optimizer, "random")
+    with pytest.raises(ConfigError, match="another attachment"):
+        sec.attach(net, torch.optim.SGD(net.parameters(), lr=0.1), "random")
+    state = handle.state_dict()
+    handle.finish()
+    other = nn.Sequential(nn.Linear(3, 2))
+    theirs = sec.attach(other, torch.optim.SGD(other.parameters(), lr=0.1), "random")
+    with pytest.raises(StoreError, match="another model"):
+        theirs.load_state_dict(state)
+    sec.attach(net, optimizer, "random").finish()
+
+
+def test_channels_that_are_zero_can_be_removed_and_that_is_proven() -> None:
+    torch.manual_seed(0)
+    net = convolutional()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    x = batches(1)[0][0]
+    handle = sec.attach(
+        net,
+        optimizer,
+        ("gradual_magnitude", {"granularity": "channel"}),
+        amount=0.5,
+        steps=10,
+        example_inputs=x,
+    )
+    train(net, optimizer, batches())
+    net.eval()
+    result = handle.finish(remove=True, example_inputs=x)
+    assert result.verification.ok
+    assert result.model[0].out_channels == 4 and result.model[3].out_channels == 6
+    torch.testing.assert_close(result.model.eval()(x), net(x), atol=1e-5, rtol=1e-4)
