@@ -38,9 +38,14 @@ class Units(Protocol):
         counts: Space -> number of units.
     """
 
-    shapes: Mapping[str, tuple[int, ...]]
-    sizes: Mapping[str, int]
-    counts: Mapping[str, int]
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    @property
+    def sizes(self) -> Mapping[str, int]: ...
+
+    @property
+    def counts(self) -> Mapping[str, int]: ...
 
     def reduce(self, elements: Elements) -> dict[str, Tensor]:
         """Scores of elements, by parameter, to mean scores of units, by space: shape (count,)."""

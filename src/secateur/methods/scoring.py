@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -50,7 +50,8 @@ def element_scores(
         return {n: gradients[n].abs().float() for n in parameters}
     found: Criterion = criteria.find(criterion)
     if found.level == "model":
-        return found.function(
+        of_model: Callable[..., Any] = found.function
+        return of_model(
             model, parameters, data=data, loss=loss, generator=generator, **found.options
         )
     if found.level != "element":

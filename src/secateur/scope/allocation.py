@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from secateur import scope as members
 from secateur.errors import ConfigError
@@ -15,11 +15,12 @@ from secateur.names import unknown
 Shapes = Mapping[str, tuple[int, ...]]
 # From shapes and the amount that goes to the fraction that stays of each.
 Allocation = Callable[[Shapes, float], Mapping[str, float]]
+F = TypeVar("F", bound=Callable[..., Mapping[str, float]])
 _REGISTRY: dict[str, Allocation] = {}
 GLOBAL = "global"
 
 
-def allocation(name: str) -> Callable[[Allocation], Allocation]:
+def allocation(name: str) -> Callable[[F], F]:
     """Register a function from (shapes, amount) to densities.
 
     Example:
@@ -28,7 +29,7 @@ def allocation(name: str) -> Callable[[Allocation], Allocation]:
         ...     return {n: 1.0 if i == 0 else 1 - amount for i, n in enumerate(shapes)}
     """
 
-    def register(function: Allocation) -> Allocation:
+    def register(function: F) -> F:
         _REGISTRY[name] = function
         return function
 
