@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from secateur.criteria.registry import Criterion
 from secateur.errors import ConfigError
 from secateur.granularity.registry import Elements, Units, granularity
+from secateur.granularity.units import score
 from secateur.graph import Graph, Member, UnitClass
 
 
@@ -21,11 +23,13 @@ class ChannelUnits:
     shifts: with these at zero its activation is zero, so the unit can be removed.
 
     Attributes:
+        graph: Where the classes are from.
         classes: By space.
         members: Space -> what makes its units.
         shapes, sizes, counts: See ``Units``.
     """
 
+    graph: Graph
     classes: Mapping[str, UnitClass]
     members: Mapping[str, tuple[Member, ...]]
     tensors: Mapping[str, tuple[int, ...]]
@@ -47,7 +51,8 @@ class ChannelUnits:
                 inside = inside.to(values.device)
                 total = total.index_add(0, unit, values.sum(1)[inside])
                 number = number.index_add(0, unit, torch.full_like(unit, values.shape[1]).float())
-            found[space] = total / number.clamp(min=1)
+            if bool(number.any()):  # a class of which nothing is known is left alone
+                found[space] = total / number.clamp(min=1)
         return found
 
     def spread(self, units: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -65,13 +70,21 @@ class ChannelUnits:
                 found[m.tensor] = along
         return found
 
+    def score(self, criterion: Criterion, parameters: Elements) -> dict[str, Tensor]:
+        return score(self.graph, self.classes.values(), criterion)
+
     def constrained(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         return None
 
 
 @granularity("channel")
-def channel(parameters: Elements, graph: Graph | None = None) -> Units:
+def channel(parameters: Elements, graph: Graph | None = None, *, equal: bool = False) -> Units:
     """The free unit classes of a graph that make at least one of the parameters.
+
+    Args:
+        parameters: Name -> weight.
+        graph: Of the model.
+        equal: Each unit counts as one where all compete, however many weights it has.
 
     Raises:
         ConfigError: No class of the graph makes any of the parameters.
@@ -100,9 +113,11 @@ def channel(parameters: Elements, graph: Graph | None = None) -> Units:
     }
     counts = {name: c.size for name, c in classes.items()}
     sizes = {
-        name: max(
+        name: 1
+        if equal
+        else max(
             sum(own[m.tensor].numel() for m in ms if m.tensor in parameters) // counts[name], 1
         )
         for name, ms in members.items()
     }
-    return ChannelUnits(classes, members, tensors, first, sizes, counts)
+    return ChannelUnits(graph, classes, members, tensors, first, sizes, counts)

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from secateur import granularity as members
+from secateur.criteria.registry import Criterion
+from secateur.engine.statistics import Stats
 from secateur.errors import ConfigError
 from secateur.graph import Graph
 from secateur.names import unknown
@@ -52,6 +54,9 @@ class Units(Protocol):
 
     def spread(self, units: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Values of units, by space, to values of elements, by parameter; differentiable."""
+
+    def score(self, criterion: Criterion, parameters: Elements) -> dict[str, Tensor]:
+        """Scores of units, by space, by a criterion that scores no elements (FPGM, norm scales)."""
 
     def constrained(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """Which units stay where the granularity itself says how many; None where it does not."""
@@ -88,6 +93,20 @@ class TensorUnits:
             unit = self.of[name]
             flat = values if unit is None else values[unit.to(values.device)]
             found[name] = flat.reshape(self.shapes[name])
+        return found
+
+    def score(self, criterion: Criterion, parameters: Elements) -> dict[str, Tensor]:
+        if criterion.level != "filter" or any(unit is None for unit in self.of.values()):
+            raise ConfigError(
+                f"criterion {criterion.name!r} scores a {criterion.level}, which these units are "
+                "not: use granularity='channel'"
+            )
+        found = {}
+        for name, unit in self.of.items():
+            assert unit is not None
+            flat = parameters[name].detach().flatten()
+            rows = flat[unit.argsort(stable=True).to(flat.device)]
+            found[name] = criterion(rows.view(self.counts[name], self.sizes[name]), Stats(name))
         return found
 
     def constrained(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor] | None:

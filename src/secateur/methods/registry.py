@@ -37,7 +37,8 @@ class Method:
             (densities fall exponentially, ``linear_rounds`` makes the amounts grow linearly).
         revive: Whether what an earlier round removed may come back in a later one.
         soft: True if what is masked is set to zero at every look at the schedule only, and trains
-            on in between, as in soft filter pruning.
+            on in between, as in soft filter pruning; with schedule "one-shot" masks are chosen
+            once, at the end, and without an amount they are what is zero then.
         grow: Criterion by which as many units come back as are dropped; None = none do.
         drop: Fraction of the kept units that is exchanged, as a function of progress.
         penalty: Gradients added to the loss's, or a shrinkage after the step.

@@ -12,6 +12,7 @@ from secateur import criteria
 from secateur.criteria.registry import Criterion
 from secateur.engine.statistics import Stats, collect
 from secateur.errors import ConfigError
+from secateur.granularity.registry import Units
 from secateur.granularity.units import lamp_scale
 
 
@@ -25,6 +26,7 @@ def element_scores(
     generator: torch.Generator | None = None,
     gradients: Mapping[str, Tensor] | None = None,
     seed: int = 0,
+    units: Units | None = None,
 ) -> dict[str, Tensor]:
     """Score every element of the parameters.
 
@@ -38,9 +40,10 @@ def element_scores(
         generator: For "random".
         gradients: Gradients at hand; spares a pass over the data where no more is needed.
         seed: Of statistics that draw.
+        units: For criteria that score units; all elements of a unit get its score.
 
     Raises:
-        ConfigError: A criterion of units or classes only.
+        ConfigError: A criterion that does not score what is removed.
         DataError: Statistics are needed and there are no data.
     """
     if criterion == "random":
@@ -55,10 +58,17 @@ def element_scores(
             model, parameters, data=data, loss=loss, generator=generator, **found.options
         )
     if found.level != "element":
-        raise ConfigError(
-            f"criterion {found.name!r} scores a {found.level}, not single weights: use it with "
-            "granularity='channel' in sec.plan, or choose one of elements"
-        )
+        if units is None:
+            raise ConfigError(
+                f"criterion {found.name!r} scores a {found.level}, not single weights: use it with "
+                "granularity='channel', or choose one of elements"
+            )
+        if found.needs:
+            raise ConfigError(
+                f"criterion {found.name!r} measures activations of a {found.level}, which is not "
+                "done while training: use it in sec.plan"
+            )
+        return units.spread(units.score(found, parameters))
     stats: Mapping[str, Stats] = {}
     if found.needs == {"grad"} and gradients is not None:
         stats = {n: Stats(n, grad=g) for n, g in gradients.items()}

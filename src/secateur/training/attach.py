@@ -130,7 +130,11 @@ def attach(
     if found.gate is not None:
         handle.gated = Gated(found.gate, cut, moment)
         handle.refresh_gate()
-    elif found.criterion is not None and (schedule is None or schedule.name == "one-shot"):
+    elif (
+        found.criterion is not None
+        and not found.soft
+        and (schedule is None or schedule.name == "one-shot")
+    ):
         first_masks(handle)
     if found.rule is not None:
         found.rule.start(moment)

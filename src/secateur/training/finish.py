@@ -64,7 +64,9 @@ def finish(handle: Handle, remove: bool, example_inputs: Any) -> Sparse:
             named[name].copy_(value)
         del gated
     else:
-        if method.soft and method.criterion is not None:
+        if method.soft and method.amount is None:
+            moment.masks = {n: p != 0 for n, p in moment.parameters.items()}
+        elif method.soft and (handle.schedule is None or handle.schedule.name == "one-shot"):
             scores = handle.score(method.criterion, None)
             moment.masks = handle.chosen(scores, moment.target)
         if method.criterion is not None or method.rule is not None:

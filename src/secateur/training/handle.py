@@ -102,7 +102,7 @@ class Handle:
             self.method.penalty.gradients(moment)
         if self.method.rule is not None:
             self.method.rule.before_step(moment)
-        exchanged = self._update_masks()
+        exchanged = not self.method.soft and self._update_masks(moment.step + 1)
         if exchanged:  # as in RigL: the step that moves connections updates no weight
             self._drop_gradients()
         elif self._enforced:
@@ -129,6 +129,8 @@ class Handle:
             self.method.penalty.shrink(moment)
         if self.method.rule is not None:
             self.method.rule.after_step(moment)
+        if self.method.soft:  # what is zeroed here trains on from the next step
+            self._update_masks(moment.step)
         if self.gated is not None:
             self.gated.after_step(skipped=False)
             self.refresh_gate()
@@ -163,19 +165,26 @@ class Handle:
                 if isinstance(slot, Tensor) and slot.shape == p.shape:
                     slot.mul_(mask)
 
-    def _update_masks(self) -> bool:
+    @torch.no_grad()
+    def _zero_weights(self) -> None:
+        # Norms and biases of a unit stay until the end: with a zero scale above zero weights
+        # neither would get a gradient, and the unit could not come back.
+        for name, p in self.moment.parameters.items():
+            if p.dim() > 1:
+                p.mul_(self.moment.masks[name])
+
+    def _update_masks(self, step: int) -> bool:
         """Change the masks where that is due; True if connections were exchanged."""
         moment, method = self.moment, self.method
-        upcoming = moment.step + 1
-        last = upcoming == moment.steps
-        if self.gated is not None or (upcoming % method.every and not last):
+        last = step == moment.steps
+        if self.gated is not None or (step % method.every and not last):
             return False
         if method.drop is not None and method.grow is not None:
-            share = method.drop(min(upcoming / max(moment.steps, 1), 1.0))
+            share = method.drop(min(step / max(moment.steps, 1), 1.0))
             return share > 0 and self._exchange(share)
         if self.schedule is None or self.schedule.name == "one-shot":
             return False
-        amount = self.schedule.at(min(upcoming / max(moment.steps, 1), 1.0))
+        amount = self.schedule.at(min(step / max(moment.steps, 1), 1.0))
         if amount > moment.amount or (method.soft and amount > 0):
             self._prune(amount)
         return False
@@ -191,7 +200,7 @@ class Handle:
         moment.masks = self.chosen(scores, amount)
         moment.amount = amount
         if self.method.soft:
-            self.enforce()
+            self._zero_weights()
 
     def chosen(self, scores: Mapping[str, Tensor], amount: float) -> dict[str, Tensor]:
         """The masks that these scores give, with whatever else a coupled unit has."""
@@ -210,6 +219,7 @@ class Handle:
             generator=self.moment.generator,
             gradients=gradients,
             seed=self.sources.seed + self.moment.step,
+            units=self.units,
         )
         return found
 
