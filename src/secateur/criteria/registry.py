@@ -20,7 +20,7 @@ from secateur.names import unknown
 Level = Literal["element", "filter", "norm", "class", "model"]
 Needs = frozenset[str] | Callable[..., Collection[str]]
 CriterionLike = "str | tuple[str, Mapping[str, Any]] | Criterion | Callable[..., Tensor]"
-F = TypeVar("F", bound=Callable[..., Tensor])
+F = TypeVar("F", bound=Callable[..., "Tensor | dict[str, Tensor]"])
 _REGISTRY: dict[str, Criterion] = {}
 _ALIASES: dict[str, str] = {}
 
@@ -52,7 +52,7 @@ class Criterion:
     """
 
     name: str
-    function: Callable[..., Tensor]
+    function: Callable[..., Any]
     level: Level = "element"
     needs: frozenset[str] = frozenset()
     paper: str = ""

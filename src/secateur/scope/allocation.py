@@ -83,6 +83,32 @@ def uniform(shapes: Shapes, amount: float) -> dict[str, float]:
     return dict.fromkeys(shapes, 1 - amount)
 
 
+def filled(raw: Mapping[str, float], sizes: Mapping[str, int], total: float) -> dict[str, float]:
+    """Densities in proportion to ``raw`` that keep ``total`` elements together, none above 1.
+
+    What would be denser than 1 is dense, the densest first, and the others share what is left.
+
+    Args:
+        raw: Name -> relative density.
+        sizes: Name -> number of elements.
+        total: How many elements stay.
+
+    Example:
+        >>> filled({"a": 4.0, "b": 1.0}, {"a": 10, "b": 20}, 15)
+        {'a': 1.0, 'b': 0.25}
+    """
+    dense: set[str] = set()
+    while True:
+        open_ = [n for n in raw if n not in dense]
+        weight = sum(raw[n] * sizes[n] for n in open_)
+        left = total - sum(sizes[n] for n in dense)
+        factor = left / weight if left > 0 and weight else 0.0
+        most = max((raw[n] for n in open_), default=0.0)
+        if factor * most <= 1:
+            return {n: 1.0 if n in dense else factor * raw[n] for n in raw}
+        dense |= {n for n in open_ if raw[n] == most}
+
+
 @cache
 def _load() -> None:
     for module in pkgutil.iter_modules(members.__path__):

@@ -2,7 +2,7 @@
 
 from math import prod
 
-from secateur.scope.allocation import Shapes, allocation
+from secateur.scope.allocation import Shapes, allocation, filled
 
 
 @allocation("erk")
@@ -35,19 +35,7 @@ def erk(shapes: Shapes, amount: float, *, power: float = 1.0, kernels: bool = Tr
     for name, shape in shapes.items():
         counted = shape if kernels else shape[:2]
         raw[name] = (sum(counted) / prod(counted)) ** power
-    dense: set[str] = set()
-    while True:
-        left = (1 - amount) * sum(sizes.values()) - sum(sizes[n] for n in dense)
-        weight = sum(raw[n] * sizes[n] for n in shapes if n not in dense)
-        if left <= 0 or not weight:
-            epsilon = 0.0
-            break
-        epsilon = left / weight
-        most = max(raw[n] for n in shapes if n not in dense)
-        if epsilon * most <= 1:
-            break
-        dense |= {n for n in shapes if n not in dense and raw[n] == most}
-    return {n: 1.0 if n in dense else epsilon * raw[n] for n in shapes}
+    return filled(raw, sizes, (1 - amount) * sum(sizes.values()))
 
 
 @allocation("er")
@@ -55,7 +43,8 @@ def er(shapes: Shapes, amount: float) -> dict:
     """ERK without the spatial axes (SET).
 
     Example:
-        >>> [round(1 - d, 2) for d in er({"a": (2, 4), "b": (3, 6), "c": (2, 4, 6)}, 0.5).values()]
-        [0.0, 0.31, 0.65]
+        >>> found = er({"a": (2, 4), "b": (3, 6), "c": (4, 6, 2)}, 0.5)
+        >>> [round(1 - d, 2) for d in found.values()]
+        [0.21, 0.47, 0.56]
     """
     return erk(shapes, amount, kernels=False)

@@ -1,0 +1,121 @@
+"""SynFlow: closed form, conservation, and a layer that one round empties and a hundred do not."""
+
+import copy
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import secateur as sec
+from secateur.criteria.synflow import synflow
+from secateur.errors import ConfigError, DataError
+
+X = [torch.randn(4, 6)]
+
+
+def mlp(*widths: int, bias: bool = False) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for a, b in pairwise(widths):
+        layers += [nn.Linear(a, b, bias=bias), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def scored(net: nn.Module, data: list) -> dict[str, Tensor]:
+    weights = {n: p for n, p in net.named_parameters() if p.dim() > 1}
+    return synflow(net, weights, data=data)
+
+
+def test_scores_of_an_mlp_are_the_closed_form() -> None:
+    torch.manual_seed(0)
+    net = mlp(6, 5, 4, 3)
+    w = [layer.weight.detach().double().abs() for layer in net[::2]]
+    found = list(scored(net, X).values())
+    flow = float((w[2] @ w[1] @ w[0]).sum()) * len(X[0])
+    for layer in range(3):
+        for i in range(w[layer].shape[0]):
+            for j in range(w[layer].shape[1]):
+                after = torch.eye(w[layer].shape[0]).double()[i]
+                for m in w[layer + 1 :]:
+                    after = m @ after
+                before = torch.ones(6).double()
+                for m in w[:layer]:
+                    before = m @ before
+                one = after.sum() * w[layer][i, j] * before[j]
+                assert_close(found[layer][i, j], one * len(X[0]) / flow)
+
+
+def test_what_flows_into_a_unit_flows_out_of_it_and_each_layer_carries_all() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 5, 3, bias=False),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(5, 4, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3, bias=False),
+    )
+    first, second, third = scored(net, [torch.randn(2, 2, 8, 8)]).values()
+    for layer in (first, second, third):
+        assert float(layer.sum()) == pytest.approx(1)
+    assert_close(first.sum((1, 2, 3)), second.sum((0, 2, 3)))
+    assert_close(second.sum((1, 2, 3)), third.sum(0))
+
+
+def test_neither_data_nor_signs_count_and_the_model_stays_as_it_was() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)).train()
+    net(X[0])  # statistics of the norm that are not 0 and 1
+    net.eval()[1].train()
+    before, modes = copy.deepcopy(net.state_dict()), [m.training for m in net.modules()]
+    scores = scored(net, X)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert [m.training for m in net.modules()] == modes
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(torch.randint(0, 2, p.shape) * 2 - 1)
+    assert_close(scored(other, [torch.full((4, 6), -7.0)]), scores)
+
+
+def kept(rounds: int, keep: int) -> list[int]:
+    torch.manual_seed(1)
+    net = mlp(784, 300, 100, 10)
+    with torch.no_grad():
+        for layer in net[::2]:
+            fan_in = layer.in_features
+            layer.weight.copy_(torch.randn(layer.weight.shape).abs() * math.sqrt(2 / fan_in))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    handle = sec.attach(
+        net,
+        optimizer,
+        ("synflow", {"rounds": rounds}),
+        amount=1 - keep / 266_200,
+        data=[torch.ones(1, 784)],
+        allow_empty=True,
+    )
+    return [int(m.sum()) for m in handle.masks.values()]
+
+
+def test_one_round_empties_layers_and_many_rounds_do_not() -> None:
+    assert kept(1, 300) == [0, 0, 300]
+    many = kept(30, 300)
+    assert sum(many) == 300 and min(many) > 50
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(DataError, match="shape of the inputs"):
+        scored(mlp(6, 3), None)
+    with pytest.raises(DataError, match="softmax"):
+        scored(nn.Sequential(mlp(6, 3), nn.Softmax(1)), X)
+    zero = mlp(6, 3)
+    nn.init.zeros_(zero[0].weight)
+    with pytest.raises(DataError, match="all zero"):
+        scored(zero, X)
+    with pytest.raises(ConfigError, match=r"sec\.attach"):
+        sec.plan(sec.trace(mlp(6, 5, 3), X[0]), amount=0.5, criterion="synflow", data=X)
