@@ -23,6 +23,8 @@ def there() -> str:
     """What the registries hold, a row a kind."""
     from secateur import criteria, recovery, schedule, scope, zoo
     from secateur.cli import commands
+    from secateur.granularity import registry as granularity
+    from secateur.methods import registry as methods
     from secateur.plan.budget import METRICS
 
     def names(found: list[str]) -> str:
@@ -33,6 +35,11 @@ def there() -> str:
         ("criteria", "which units", names(criteria.names())),
         ("scopes", "how much where", names(scope.names())),
         ("budgets", "how much in all", f"`amount`, or `keep` of {names(list(METRICS))}"),
+        *(
+            (f"methods {stage} training", "sparsity inside weights", names(methods.names(stage)))
+            for stage in ("before", "during", "after")
+        ),
+        ("granularities", "what goes as one", names(granularity.names())),
         ("schedules", "when", names(schedule.names())),
         ("recoveries", "then what", names(recovery.names())),
         ("networks", "trained, to try it on", names(zoo.names())),

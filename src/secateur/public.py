@@ -7,6 +7,7 @@ from secateur.errors import SecateurError
 from secateur.graph import Graph, UnitClass, rule, trace
 from secateur.measure import Measurement, measure
 from secateur.methods.registry import Method
+from secateur.methods.registry import names as methods
 from secateur.plan import Plan
 from secateur.plan.select import plan
 from secateur.plan.store import load, save
@@ -32,6 +33,7 @@ __all__ = [
     "load",
     "masked",
     "measure",
+    "methods",
     "pareto",
     "plan",
     "prune",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from secateur.engine.masks import MaskSet
 from secateur.errors import PlanError
 from secateur.graph.classes import Axis, UnitClass, axis_mask
 from secateur.graph.forward import (
@@ -193,21 +194,31 @@ def masked_state(plan: Plan, model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def masked_model(model: nn.Module, plan: Plan) -> Iterator[nn.Module]:
-    """The model itself with the planned slices set to zero, and as it was afterwards.
+def masked_model(model: nn.Module, plan: Plan | MaskSet) -> Iterator[nn.Module]:
+    """The model itself with what a plan or masks remove set to zero, and as it was afterwards.
+
+    Raises:
+        PlanError: The plan or the masks are of another model.
 
     Example:
         >>> with sec.masked(model, plan): accuracy = evaluate(model)
     """
     from secateur.plan.surgery import check_architecture
 
-    check_architecture(plan, model)
     tensors = named_tensors(model)
-    saved = {n: tensors[n].detach().clone() for n in plan.touched}
+    if isinstance(plan, MaskSet):
+        touched = list(plan.check(model))
+    else:
+        check_architecture(plan, model)
+        touched = list(plan.touched)
+    saved = {n: tensors[n].detach().clone() for n in touched}
     try:
         with torch.no_grad():
-            for n in saved:
-                tensors[n].copy_(masked(plan, n, tensors[n]))
+            if isinstance(plan, MaskSet):
+                plan.apply(model)
+            else:
+                for n in saved:
+                    tensors[n].copy_(masked(plan, n, tensors[n]))
         yield model
     finally:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""List the criteria, scopes, schedules and recoveries that there are."""
+"""List the methods, criteria, scopes, schedules and recoveries that there are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from secateur.cli import typed
 from secateur.cli.answer import Answer
 
 EXAMPLES = ("secateur methods", "secateur methods criterion --json")
-_KINDS = ("criterion", "scope", "schedule", "recovery")
+_KINDS = ("method", "criterion", "scope", "schedule", "recovery")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +39,22 @@ def run(options: argparse.Namespace) -> Answer:
             table.add_row(*(Text(c if isinstance(c, str) else ", ".join(c)) for c in cells))
         tables.append(table)
     return Answer(found, Group(*tables))
+
+
+def _method() -> list[dict[str, Any]]:
+    from secateur.methods.registry import STAGES, entry, names
+
+    return [
+        {
+            "name": e.name,
+            "stage": e.stage,
+            "about": e.about,
+            "options": _options(e.function),
+            "paper": e.paper,
+        }
+        for stage in STAGES
+        for e in map(entry, names(stage))
+    ]
 
 
 def _criterion() -> list[dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""Every method of sparse training on real pictures: accuracy against sparsity."""

@@ -1,0 +1,127 @@
+"""Every method that acts on training, on two tiny networks: the promises that all of them make."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateur as sec
+from secateur.methods import registry
+
+NAMES = [*registry.names("before"), *registry.names("during")]
+STEPS = 10
+
+
+def convolutional() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, stride=2),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(12 * 4, 5),
+    )
+
+
+def dense() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(81, 20), nn.ReLU(), nn.Linear(20, 5))
+
+
+def batches(n: int, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(5)
+    return [
+        (
+            torch.randn(8, 1, 9, 9, generator=generator).to(dtype),
+            torch.randint(0, 5, (8,), generator=generator),
+        )
+        for _ in range(n)
+    ]
+
+
+def start(build: Any, name: str, dtype: torch.dtype = torch.float32) -> Any:
+    torch.manual_seed(0)
+    net = build().to(dtype)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+    found = registry.entry(name)
+    options: dict[str, Any] = {"every": 2} if "every" in found.options() else {}
+    import inspect
+
+    if "amount" in inspect.signature(found.function).parameters:
+        options["amount"] = 0.8
+    more = {}
+    if "validation" in inspect.signature(sec.attach).parameters:
+        more["validation"] = batches(2, dtype)
+    handle = sec.attach(
+        net,
+        optimizer,
+        name,
+        steps=STEPS,
+        data=batches(2, dtype),
+        example_inputs=batches(1, dtype)[0][0],
+        **more,
+        **options,
+    )
+    return net, optimizer, handle
+
+
+def train(net: nn.Module, optimizer: torch.optim.Optimizer, data: Any) -> None:
+    for x, y in data:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x).float(), y).backward()
+        optimizer.step()
+
+
+def suits(build: Any, name: str) -> bool:
+    """Methods on the scales of batch norms need some."""
+    return not (build is dense and "bn" in name) and not (build is dense and name in NORMS)
+
+
+NORMS = {"network_slimming", "slimming"}
+
+
+@pytest.mark.parametrize("build", [convolutional, dense])
+@pytest.mark.parametrize("name", NAMES)
+def test_exact_sparsity_resume_and_plain_names(name: str, build: Any) -> None:
+    if not suits(build, name):
+        pytest.skip("acts on batch norms only")
+    data = batches(STEPS, torch.float32)
+    net, optimizer, handle = start(build, name)
+    names = list(net.state_dict())
+    train(net, optimizer, data)
+    first, a, b = start(build, name)
+    train(first, a, data[:5])
+    saved = copy.deepcopy((first.state_dict(), a.state_dict(), b.state_dict()))
+    again, c, d = start(build, name)
+    again.load_state_dict(saved[0])
+    c.load_state_dict(saved[1])
+    d.load_state_dict(saved[2])
+    train(again, c, data[5:])
+    assert d.masks == handle.masks
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key]), key
+    amount = handle.method.amount
+    result = handle.finish()
+    assert list(net.state_dict()) == names
+    assert not any("weight" in m.__dict__ for m in net.modules())
+    for n, mask in result.masks.items():
+        assert not bool(net.get_parameter(n)[~mask].any()), n
+        assert bool(net.get_parameter(n).isfinite().all()), n
+    if amount is not None and not isinstance(handle.method.granularity, tuple):
+        if handle.method.granularity == "element":
+            left = round((1 - amount) * result.masks.total)
+            assert abs(result.masks.kept - left) <= len(result.masks)
+        else:  # whole units: as many as fit
+            assert result.masks.sparsity > 0.5 * amount
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_runs(name: str) -> None:
+    net, optimizer, handle = start(convolutional, name, torch.bfloat16)
+    train(net, optimizer, batches(3, torch.bfloat16))
+    handle.finish()
+    assert all(bool(p.isfinite().all()) for p in net.parameters())
+    assert all(p.dtype == torch.bfloat16 for p in net.parameters())
