@@ -104,13 +104,13 @@ def page(cells: dict[tuple[str, str, float | None], dict[str, Any]]) -> str:
     lines = [
         "# Sparse training: every method on the same run",
         "",
-        "Made by `python -m benchmarks.sparse` from its finished cells. Each network is trained from",
-        f"random weights ({epochs}; SGD, momentum 0.9, one cycle up to 0.1, batches of 128, one seed)",
-        "on the 10,000 FashionMNIST images that ship with the package, with one method attached, and",
-        "tested on the 2,000 that ship. Methods have their default options; `every` is 20 steps.",
-        "*reached* is the measured sparsity of the weights of layers; methods whose sparsity follows",
-        "from other settings show what they got. One seed: differences below about one point mean",
-        "nothing (two standard errors of a test on 2,000 images are 1.5 points).",
+        "Made by `python -m benchmarks.sparse` from its finished cells. Each network is trained",
+        f"from random weights ({epochs}; SGD, momentum 0.9, one cycle up to 0.1, batches of 128,",
+        "one seed) on the 10,000 FashionMNIST images that ship with the package, with one method",
+        "attached, and tested on the 2,000 that ship. Methods have their default options; `every`",
+        "is 20 steps. *reached* is the measured sparsity of the weights of layers; methods whose",
+        "sparsity follows from other settings show what they got. One seed: differences below about",
+        "one point mean nothing (two standard errors on 2,000 images are 1.5 points).",
         "",
     ]
     for network in NETWORKS:

@@ -206,19 +206,15 @@ def masked_model(model: nn.Module, plan: Plan | MaskSet) -> Iterator[nn.Module]:
     from secateur.plan.surgery import check_architecture
 
     tensors = named_tensors(model)
-    if isinstance(plan, MaskSet):
-        touched = list(plan.check(model))
-    else:
+    names = plan.check(model) if isinstance(plan, MaskSet) else plan.touched
+    if not isinstance(plan, MaskSet):
         check_architecture(plan, model)
-        touched = list(plan.touched)
-    saved = {n: tensors[n].detach().clone() for n in touched}
+    saved = {n: tensors[n].detach().clone() for n in names}
     try:
         with torch.no_grad():
-            if isinstance(plan, MaskSet):
-                plan.apply(model)
-            else:
-                for n in saved:
-                    tensors[n].copy_(masked(plan, n, tensors[n]))
+            for n, t in saved.items():
+                zeros = isinstance(plan, MaskSet)
+                tensors[n].copy_(t * plan[n].to(t.device) if zeros else masked(plan, n, t))
         yield model
     finally:
         with torch.no_grad():
