@@ -109,8 +109,8 @@ def page(cells: dict[tuple[str, str, float | None], dict[str, Any]]) -> str:
         "one seed) on the 10,000 FashionMNIST images that ship with the package, with one method",
         "attached, and tested on the 2,000 that ship. Methods have their default options; `every`",
         "is 20 steps. *reached* is the measured sparsity of the weights of layers; methods whose",
-        "sparsity follows from other settings show what they got. One seed: differences below about",
-        "one point mean nothing (two standard errors on 2,000 images are 1.5 points).",
+        "sparsity follows from other settings show what they got. One seed: differences below",
+        "about one point mean nothing (two standard errors on 2,000 images are 1.5 points).",
         "",
     ]
     for network in NETWORKS:

@@ -213,8 +213,10 @@ def masked_model(model: nn.Module, plan: Plan | MaskSet) -> Iterator[nn.Module]:
     try:
         with torch.no_grad():
             for n, t in saved.items():
-                zeros = isinstance(plan, MaskSet)
-                tensors[n].copy_(t * plan[n].to(t.device) if zeros else masked(plan, n, t))
+                if isinstance(plan, MaskSet):
+                    tensors[n].copy_(t * plan[n].to(t.device))
+                else:
+                    tensors[n].copy_(masked(plan, n, t))
         yield model
     finally:
         with torch.no_grad():
