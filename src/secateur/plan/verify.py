@@ -213,10 +213,8 @@ def masked_model(model: nn.Module, plan: Plan | MaskSet) -> Iterator[nn.Module]:
     try:
         with torch.no_grad():
             for n, t in saved.items():
-                if isinstance(plan, MaskSet):
-                    tensors[n].copy_(t * plan[n].to(t.device))
-                else:
-                    tensors[n].copy_(masked(plan, n, t))
+                m = plan[n].to(t.device) * t if isinstance(plan, MaskSet) else masked(plan, n, t)
+                tensors[n].copy_(m)
         yield model
     finally:
         with torch.no_grad():
