@@ -172,6 +172,7 @@ def test_report_shows_the_record_and_writes_page_and_card(secateur, here, tmp_pa
 def test_methods_lists_every_member_of_every_registry(secateur):
     answer = secateur("methods", "--json").json
     listed = {kind: [row["name"] for row in rows] for kind, rows in answer.items()}
+    assert sorted(listed.pop("method")) == sec.methods()
     assert listed == {
         "criterion": sec.criteria.names(),
         "scope": sec.scope.registry.names(),
