@@ -69,14 +69,14 @@ class Gate:
     the state dict of the model stay as they are.
 
     Attributes:
-        lr: Learning rate of the auxiliaries.
+        lr: Learning rate of the auxiliaries; None follows that of the user's optimizer.
         optimizer: "sgd" or "adam".
         trains_weights: False if weights stay at their initial values (edge-popup).
         shared: True if the auxiliaries belong to units (spaces of the granularity) and the factor
             of a unit is spread over all tensors that make it.
     """
 
-    lr: float = 0.01
+    lr: float | None = 0.01
     optimizer: str = "sgd"
     trains_weights: bool = True
     shared: bool = False
@@ -87,14 +87,17 @@ class Gate:
 
     def forward(self, weight: Tensor, aux: Tensors, mask: Tensor, moment: Moment) -> Tensor:
         """The weight that the forward sees, differentiable; by default the weight by its factor."""
-        return weight * self.factor(weight, aux, mask, moment)
+        return weight * self.factor(weight, aux, mask, moment).to(weight.dtype)
 
     def factor(self, weight: Tensor, aux: Tensors, mask: Tensor, moment: Moment) -> Tensor:
         """What each element (or, if shared, each unit) is multiplied by."""
         return mask.to(weight.dtype)
 
     def scores(self, weight: Tensor, aux: Tensors) -> Tensor | None:
-        """Which elements (or units) stay, by score; None where ``keeps`` says it by itself."""
+        """Which elements (or units) stay, by score; None where ``keeps`` counts by itself.
+
+        A gate may have both: scores where the method has an amount, ``keeps`` where it has none.
+        """
         return None
 
     def keeps(self, weight: Tensor, aux: Tensors, moment: Moment) -> Tensor:

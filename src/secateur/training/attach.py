@@ -19,6 +19,7 @@ from secateur.schedule import registry as schedules
 from secateur.training.gating import Gated
 from secateur.training.handle import ATTACHED, Handle, Sources, penalty_of
 from secateur.training.start import first_masks
+from secateur.training.validation import Stream
 
 
 def attach(
@@ -29,6 +30,7 @@ def attach(
     amount: float | None = None,
     steps: int | None = None,
     data: Iterable[Any] | None = None,
+    validation: Iterable[Any] | None = None,
     loss: Callable[..., Tensor] | None = None,
     example_inputs: Any = None,
     ignore: Iterable[str] = (),
@@ -53,6 +55,9 @@ def attach(
         amount: Fraction removed at the end; default: the method's.
         steps: Optimizer steps of the whole run, for methods with a schedule.
         data: Batches, for methods that score on data.
+        validation: Batches, for methods that train auxiliaries: these see the gradients of one of
+            these batches a step and never those of the loop (bilevel training). An exact resume
+            needs a loader that gives the same batches in the same order.
         loss: Of (output, target); default as in ``sec.prune``.
         example_inputs: For methods on coupled channels.
         ignore: Globs over layers that stay dense.
@@ -125,7 +130,10 @@ def attach(
     )
     if example_inputs is not None and data is None:
         data = [example_inputs]
-    sources = Sources(data, loss, seed)
+    if validation is not None and found.gate is None:
+        raise ConfigError(f"method {found.name!r} trains no auxiliaries: leave out validation=")
+    stream = None if validation is None else Stream(validation)
+    sources = Sources(data, loss, seed, stream)
     handle = Handle(found, moment, cut, schedule, sources, allow_empty, scaler)
     if found.gate is not None:
         handle.gated = Gated(found.gate, cut, moment)
@@ -176,6 +184,11 @@ def _prunable(
 
 def _schedule(method: Method, steps: int | None) -> schedules.Schedule | None:
     if method.amount is None:
+        if steps is None and method.schedule != "one-shot":
+            raise ConfigError(
+                f"method {method.name!r} follows the progress of the run: give steps=, its number "
+                "of optimizer steps"
+            )
         if steps is not None and steps < 1:
             raise ConfigError(f"steps={steps}: give the number of optimizer steps of the run")
         return None

@@ -95,7 +95,7 @@ def _hardened(handle: Handle) -> dict[str, torch.Tensor]:
     for space, aux in gated.aux.items():
         keep = moment.state[f"units.{space}"].bool()
         ones = torch.ones(len(keep), device=keep.device)
-        hard[space] = gate.factor(ones, aux, keep, moment).detach() * keep
+        hard[space] = gate.harden(ones, aux, keep, moment).detach()
     factors = gated.units.spread(hard)
     named = dict(moment.model.named_parameters(remove_duplicate=False))
     return {n: named[n].detach() * f.to(named[n].dtype) for n, f in factors.items()}

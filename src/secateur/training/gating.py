@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.engine.batches import run, task_loss
 from secateur.engine.seams import Auxiliaries, Gate, Moment
 from secateur.errors import ConfigError
 from secateur.granularity.registry import Units
+from secateur.training.validation import Stream, frozen_statistics
 
 
 class Gated:
@@ -41,7 +43,8 @@ class Gated:
         self.optimizer: torch.optim.Optimizer | None = None
         if trained:
             kinds: Mapping[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
-            self.optimizer = kinds[gate.optimizer](trained, lr=gate.lr)
+            lr = moment.rate() if gate.lr is None else gate.lr
+            self.optimizer = kinds[gate.optimizer](trained, lr=lr)
         self.handles: list[Any] = []
         self._place()
 
@@ -127,6 +130,16 @@ class Gated:
             return torch.ones(self.units.counts[name], device=_device(self.aux[name]))
         return self.moment.parameters[name].detach()
 
+    def validate(self, stream: Stream, loss: Any) -> None:
+        """Put gradients of a validation batch in place of the auxiliaries' own (bilevel)."""
+        trained, moment = self.tensors(), self.moment
+        batch = stream.batch(moment.step)
+        with torch.enable_grad(), frozen_statistics(moment.model):
+            value = task_loss(run(moment.model, batch), batch, loss)
+            grads = torch.autograd.grad(value, trained, allow_unused=True)
+        for t, g in zip(trained, grads, strict=True):
+            t.grad = g
+
     def before_step(self, scaler: Any) -> None:
         """Unscale the auxiliaries' gradients and add those of the gate's own loss."""
         if scaler is not None and scaler.is_enabled():
@@ -145,11 +158,12 @@ class Gated:
 
     def after_step(self, skipped: bool) -> None:
         """Step the auxiliaries with the weights; forget their gradients."""
-        if self.optimizer is None:
-            return
-        if not skipped:
-            self.optimizer.step()
-        self.optimizer.zero_grad()
+        if self.optimizer is not None:
+            if self.gate.lr is None:
+                self.optimizer.param_groups[0]["lr"] = self.moment.rate()
+            if not skipped:
+                self.optimizer.step()
+            self.optimizer.zero_grad()
         if not skipped:
             with torch.no_grad():
                 self.gate.updated(self.aux, self.moment)

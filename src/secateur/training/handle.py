@@ -19,6 +19,7 @@ from secateur.methods.registry import Method
 from secateur.methods.scoring import element_scores
 from secateur.schedule.registry import Schedule
 from secateur.training.gating import Gated
+from secateur.training.validation import Stream
 
 ATTACHED = "_secateur_attached"
 
@@ -31,11 +32,13 @@ class Sources:
         data: Batches.
         loss: Of (output, target).
         seed: Of what is drawn.
+        validation: Batches that a gate's auxiliaries are trained on, in place of the loop's own.
     """
 
     data: Iterable[Any] | None = None
     loss: Any = None
     seed: int = 0
+    validation: Stream | None = None
 
 
 @dataclass
@@ -85,6 +88,9 @@ class Handle:
     def before_step(self) -> None:
         """Penalties, masks that are due, and the gradients of what is masked."""
         moment = self.moment
+        validation = self.sources.validation
+        if self.gated is not None and validation is not None:
+            self.gated.validate(validation, self.sources.loss)
         self._skipping = not self._finite()
         if self._skipping:
             self.skipped += 1
@@ -97,7 +103,7 @@ class Handle:
             self._drop_gradients()
             return
         if self.gated is not None:
-            self.gated.before_step(self.scaler)
+            self.gated.before_step(None if validation is not None else self.scaler)
         if self.method.penalty is not None:
             self.method.penalty.gradients(moment)
         if self.method.rule is not None:
@@ -142,7 +148,8 @@ class Handle:
         return self.gated is None and not self.method.soft
 
     def _finite(self) -> bool:
-        grads = [p.grad for p in self.moment.model.parameters() if p.grad is not None]
+        trained = [*self.moment.model.parameters(), *(self.gated.tensors() if self.gated else ())]
+        grads = [p.grad for p in trained if p.grad is not None]
         if not grads:
             return True
         largest = torch._foreach_norm(grads, float("inf"))
@@ -263,7 +270,7 @@ class Handle:
         """Let the gate's masks follow its auxiliaries."""
         assert self.gated is not None
         moment, gate = self.moment, self.gated.gate
-        scores = self.gated.scores()
+        scores = None if self.method.amount is None else self.gated.scores()
         if gate.shared:
             keep = self.gated.keeps()
             if scores is not None:

@@ -1,0 +1,97 @@
+"""AutoPrune: the custom gradient, the two streams of data, and the return of weights."""
+
+import copy
+
+import pytest
+import torch
+from gate_runs import attached, batches, gradient, layer, train
+
+from secateur.errors import ConfigError, DataError
+from secateur.methods.during.autoprune import Gated
+
+SLOPES = {
+    "linear": torch.ones_like,
+    "leaky_relu": lambda m: torch.where(m > 0, 1.0, 0.1),
+    "softplus": torch.sigmoid,
+}
+
+
+@pytest.mark.parametrize("estimator", SLOPES)
+def test_the_gradient_is_the_formula_whatever_the_size_of_the_weight(estimator) -> None:
+    w = torch.tensor([2.0, -0.1, 0.0, 2.0, -0.1], requires_grad=True)
+    m = torch.tensor([0.3, 0.3, 0.3, -0.3, -0.3], requires_grad=True)
+    g = torch.tensor([1.0, 1.0, 1.0, 0.5, 0.5])
+    Gated.apply(w, m, estimator).backward(g)
+    sign = torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0])
+    torch.testing.assert_close(m.grad, g * sign * SLOPES[estimator](m.detach()))
+    torch.testing.assert_close(w.grad, g * torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0]))
+
+
+def test_a_bilevel_run_equals_the_same_written_out() -> None:
+    options = {"optimizer": "sgd", "lr": 2.0, "strength": 0.02, "initial": 0.1}
+    data, held = batches(9), batches(4, start=1)
+    net, optimizer, handle = attached(("autoprune", options), steps=9, validation=held)
+    optimizer.param_groups[0]["weight_decay"] = 0.05
+    w = layer().weight.detach().clone()
+    m = torch.full_like(w, 0.1)
+    returned = False
+    for step, (x, y) in enumerate(data):
+        h = (m > 0).float()
+        dval = gradient(w * h, *held[step % 4])
+        sign = torch.where(w < 0, -1.0, 1.0)
+        new = m - 2.0 * (dval * sign + 0.02) * m.sigmoid()
+        w = w - 0.1 * (gradient(w * h, x, y) * h + 0.05 * w)
+        returned |= bool(((m <= 0) & (new > 0)).any())
+        m = new
+    train(net, optimizer, data)
+    torch.testing.assert_close(net.weight.detach(), w)
+    torch.testing.assert_close(handle.gated.aux["weight"]["m"].detach(), m)
+    assert returned
+    result = handle.finish()
+    assert torch.equal(result.masks["weight"], m > 0)
+
+
+def test_training_batches_never_touch_the_auxiliaries() -> None:
+    found = []
+    for scale in (1.0, 100.0):
+        held = batches(1, start=1)
+        net, optimizer, handle = attached("autoprune", validation=held)
+        train(net, optimizer, [(x * scale, y) for x, y in batches(1)])
+        found.append(handle.gated.aux["weight"]["m"].detach().clone())
+    assert torch.equal(*found)
+
+
+def test_a_weight_that_does_not_count_stands_still_in_spite_of_momentum() -> None:
+    net, optimizer, handle = attached("autoprune", momentum=0.9)
+    train(net, optimizer, batches(2))
+    with torch.no_grad():
+        handle.gated.aux["weight"]["m"][0] = -5.0
+    train(net, optimizer, batches(1))
+    before = net.weight[0].detach().clone()
+    train(net, optimizer, batches(2))
+    assert torch.equal(net.weight[0].detach(), before)
+
+
+def test_a_resumed_run_finds_its_place_in_the_validation_data() -> None:
+    data, held = batches(7), batches(3, start=1)
+    net, optimizer, handle = attached("autoprune", validation=held)
+    train(net, optimizer, data)
+    first, a, b = attached("autoprune", validation=held)
+    train(first, a, data[:4])
+    saved = copy.deepcopy((first.state_dict(), a.state_dict(), b.state_dict()))
+    again, c, d = attached("autoprune", validation=held)
+    for part, state in zip((again, c, d), saved, strict=True):
+        part.load_state_dict(state)
+    train(again, c, data[4:])
+    assert torch.equal(again.weight, net.weight)
+    assert torch.equal(d.gated.aux["weight"]["m"], handle.gated.aux["weight"]["m"])
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(ConfigError, match="softplus"):
+        attached(("autoprune", {"estimator": "softpluss"}))
+    with pytest.raises(ConfigError, match="no auxiliaries"):
+        attached("random", validation=batches(1))
+    net, optimizer, _ = attached("autoprune", validation=[])
+    with pytest.raises(DataError, match="no batch"):
+        train(net, optimizer, batches(1))
