@@ -46,6 +46,14 @@ class Moment:
         """Fraction of the run that is over."""
         return min(self.step / max(self.steps, 1), 1.0)
 
+    @torch.no_grad()
+    def clear(self, name: str, where: Tensor) -> None:
+        """Zero a parameter and its slots in the optimizer at the places that are True."""
+        p = self.parameters[name]
+        for tensor in (p, *self.optimizer.state.get(p, {}).values()):
+            if isinstance(tensor, Tensor) and tensor.shape == p.shape:
+                tensor.masked_fill_(where, 0)
+
     def rate(self) -> float:
         """The learning rate of the user's first group."""
         return float(self.optimizer.param_groups[0]["lr"])

@@ -29,6 +29,7 @@ class Method:
         criterion: Which: a name, a name with options, or a function (see ``criteria``); None for a
             method whose gate or solver says it.
         first: Criterion of the first masks, where it is another.
+        first_scope: Allocation of the first masks, where it is another.
         granularity: What: element, row, block, n:m, channel, ... (see ``granularity``).
         scope: How much where: "global", "uniform", "erk", ... (see ``scope.allocation``).
         schedule: When: a name, or a ``Schedule``; "one-shot" prunes before the first step.
@@ -40,7 +41,8 @@ class Method:
             on in between, as in soft filter pruning; with schedule "one-shot" masks are chosen
             once, at the end, and without an amount they are what is zero then.
         grow: Criterion by which as many units come back as are dropped; None = none do.
-        drop: Fraction of the kept units that is exchanged, as a function of progress.
+        drop: Fraction of the kept units that is exchanged, as a function of progress; where a
+            gradual schedule is given too, it prunes first and the exchange follows.
         penalty: Gradients added to the loss's, or a shrinkage after the step.
         gate: A map from weight and auxiliary parameters to the weight that the forward sees.
         rule: Free moments before and after each step (see ``engine.seams``).
@@ -53,6 +55,7 @@ class Method:
     amount: float | None = None
     criterion: Any = "magnitude"
     first: Any = None
+    first_scope: Any = None
     granularity: Any = "element"
     scope: Any = "uniform"
     schedule: Any = "one-shot"

@@ -21,6 +21,10 @@ from secateur.training.handle import ATTACHED, Handle, Sources, penalty_of
 from secateur.training.start import first_masks
 from secateur.training.validation import Stream
 
+# Networks are often made under the same small seed: with the numbers that made the weights, a
+# random mask would keep the largest of them.
+OWN_STREAM = 0x5ECA7E
+
 
 def attach(
     model: nn.Module,
@@ -120,9 +124,9 @@ def attach(
     moment = Moment(
         step=0,
         steps=steps or 0,
-        amount=0.0,
+        amount=0.0 if schedule is None else schedule.at(0.0),
         target=float(found.amount or 0.0),
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator().manual_seed(seed ^ OWN_STREAM),
         optimizer=optimizer,
         model=model,
         parameters=parameters,
@@ -141,7 +145,7 @@ def attach(
     elif (
         found.criterion is not None
         and not found.soft
-        and (schedule is None or schedule.name == "one-shot")
+        and (schedule is None or schedule.at(0.0) > 0)
     ):
         first_masks(handle)
     if found.rule is not None:

@@ -129,7 +129,7 @@ class Handle:
                 self.gated.after_step(skipped=True)
             return
         moment.step += 1
-        if self.schedule is not None:
+        if self.schedule is not None and self.gated is not None:  # masks: at their next look
             moment.amount = self.schedule.at(moment.progress)
         if self.method.penalty is not None:
             self.method.penalty.shrink(moment)
@@ -165,12 +165,8 @@ class Handle:
     @torch.no_grad()
     def enforce(self) -> None:
         """Zero what is masked, in the weights and in the optimizer's slots."""
-        for name, p in self.moment.parameters.items():
-            mask = self.moment.masks[name]
-            p.mul_(mask)
-            for slot in self.moment.optimizer.state.get(p, {}).values():
-                if isinstance(slot, Tensor) and slot.shape == p.shape:
-                    slot.mul_(mask)
+        for name, mask in self.moment.masks.items():
+            self.moment.clear(name, ~mask)
 
     @torch.no_grad()
     def _zero_weights(self) -> None:
@@ -186,15 +182,15 @@ class Handle:
         last = step == moment.steps
         if self.gated is not None or (step % method.every and not last):
             return False
-        if method.drop is not None and method.grow is not None:
-            share = method.drop(min(step / max(moment.steps, 1), 1.0))
-            return share > 0 and self._exchange(share)
-        if self.schedule is None or self.schedule.name == "one-shot":
+        progress = min(step / max(moment.steps, 1), 1.0)
+        if self.schedule is not None and self.schedule.name != "one-shot":
+            amount = self.schedule.at(progress)
+            if amount > moment.amount or (method.soft and amount > 0):
+                self._prune(amount)
+        if method.drop is None or method.grow is None:
             return False
-        amount = self.schedule.at(min(step / max(moment.steps, 1), 1.0))
-        if amount > moment.amount or (method.soft and amount > 0):
-            self._prune(amount)
-        return False
+        share = method.drop(progress)
+        return share > 0 and self._exchange(share)
 
     def _prune(self, amount: float) -> None:
         moment = self.moment
@@ -209,9 +205,12 @@ class Handle:
         if self.method.soft:
             self._zero_weights()
 
-    def chosen(self, scores: Mapping[str, Tensor], amount: float) -> dict[str, Tensor]:
+    def chosen(
+        self, scores: Mapping[str, Tensor], amount: float, scope: Any = None
+    ) -> dict[str, Tensor]:
         """The masks that these scores give, with whatever else a coupled unit has."""
-        masks = choose(scores, self.units, amount, self.method.scope, allow_empty=self.allow_empty)
+        scope = self.method.scope if scope is None else scope
+        masks = choose(scores, self.units, amount, scope, allow_empty=self.allow_empty)
         return {n: masks.get(n, torch.ones_like(p, dtype=torch.bool)).contiguous()
                 for n, p in self.moment.parameters.items()}  # fmt: skip
 
@@ -257,13 +256,8 @@ class Handle:
         old = moment.masks
         masks = self.units.spread(chosen)
         moment.masks = {n: masks[n].contiguous() for n in old}
-        with torch.no_grad():
-            for name, p in moment.parameters.items():
-                new = moment.masks[name] & ~old[name]
-                p.masked_fill_(new, 0)
-                for slot in moment.optimizer.state.get(p, {}).values():
-                    if isinstance(slot, Tensor) and slot.shape == p.shape:
-                        slot.masked_fill_(new, 0)
+        for name, mask in moment.masks.items():
+            moment.clear(name, mask & ~old[name])
         return True
 
     def refresh_gate(self) -> None:

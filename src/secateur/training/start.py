@@ -28,7 +28,7 @@ def first_masks(handle: Handle) -> None:
     unless the method lets it compete again, by the score of its dense weight (``revive``).
     """
     method, moment = handle.method, handle.moment
-    amount = moment.target
+    amount = moment.target if handle.schedule is None else handle.schedule.at(0.0)
     dense = {n: p.detach().clone() for n, p in moment.parameters.items()}
     for density in densities(amount, method.rounds, method.linear_rounds):
         if method.rounds > 1:
@@ -40,7 +40,7 @@ def first_masks(handle: Handle) -> None:
             else:
                 scores = handle.score(method.first or method.criterion, None)
                 scores = {n: s.masked_fill(~moment.masks[n], -torch.inf) for n, s in scores.items()}
-        moment.masks = handle.chosen(scores, 1 - density)
+        moment.masks = handle.chosen(scores, 1 - density, method.first_scope)
         for n, p in moment.parameters.items():
             p.copy_(dense[n])
     moment.amount = amount

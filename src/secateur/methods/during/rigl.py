@@ -7,8 +7,8 @@ from typing import Any
 from secateur.methods.registry import Method, method
 
 
-def cosine(progress: float, *, share: float, stop: float) -> float:
-    """The exchanged share, annealed to nothing at ``stop``.
+def cosine(progress: float, *, share: float, stop: float, least: float = 0.0) -> float:
+    """The exchanged share, annealed to ``least`` just before ``stop``; from there on nothing moves.
 
     Example:
         >>> [round(cosine(t, share=0.3, stop=1.0), 5) for t in (0, 0.25, 0.5, 0.75, 1)]
@@ -16,7 +16,7 @@ def cosine(progress: float, *, share: float, stop: float) -> float:
     """
     if progress >= stop:
         return 0.0
-    return share / 2 * (1 + math.cos(math.pi * progress / stop))
+    return least + (share - least) / 2 * (1 + math.cos(math.pi * progress / stop))
 
 
 @method(stage="during", paper="arXiv:1911.11134")
