@@ -54,9 +54,15 @@ class Moment:
             if isinstance(tensor, Tensor) and tensor.shape == p.shape:
                 tensor.masked_fill_(where, 0)
 
-    def rate(self) -> float:
-        """The learning rate of the user's first group."""
-        return float(self.optimizer.param_groups[0]["lr"])
+    def rate(self, parameter: Tensor | None = None) -> float:
+        """The learning rate of the user's group that holds a parameter, else of the first."""
+        groups = self.optimizer.param_groups
+        held = (g for g in groups if any(p is parameter for p in g["params"]))
+        return float(next(held, groups[0])["lr"])
+
+    def weights(self) -> list[nn.Parameter]:
+        """What is pruned, without the biases and norms that go with a channel."""
+        return [p for p in self.parameters.values() if p.dim() > 1]
 
 
 class Penalty:

@@ -68,7 +68,10 @@ def element_scores(
                 f"criterion {found.name!r} measures activations of a {found.level}, which is not "
                 "done while training: use it in sec.plan"
             )
-        return units.spread(units.score(found, parameters))
+        scored = units.score(found, parameters)
+        if not scored:
+            raise ConfigError(f"criterion {found.name!r} finds nothing to score in this model")
+        return units.spread(scored)
     stats: Mapping[str, Stats] = {}
     if found.needs == {"grad"} and gradients is not None:
         stats = {n: Stats(n, grad=g) for n, g in gradients.items()}
