@@ -46,7 +46,8 @@ Times are process CPU seconds with one thread, for the exact pass.
 `classes halved` counts the prunable classes that lost half of their units; others were given back
 because a forward could not say the new size, which the plan notes.
 
-The command that makes this page, resuming what is finished:
+The command that makes this page, resuming what is finished
+(`benchmarks/coverage/results.jsonl`):
 
 ```
 python -m benchmarks.coverage
@@ -59,7 +60,7 @@ def write(path: Path, rows: list[dict[str, Any]], expected: int) -> None:
     groups = defaultdict(list)
     for row in rows:
         groups[row["set"]].append(row)
-    parts = [INTRODUCTION, totals(groups)]
+    parts = [INTRODUCTION, measured_at(rows), totals(groups)]
     if len(rows) < expected:
         parts.append(f"{expected - len(rows)} of {expected} models have not been run yet.\n")
     parts.append(exceptions(rows))
@@ -68,6 +69,15 @@ def write(path: Path, rows: list[dict[str, Any]], expected: int) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text("\n".join(parts))
     temporary.replace(path)
+
+
+def measured_at(rows: list[dict[str, Any]]) -> str:
+    """At which commits the rows were measured."""
+    commits = Counter(row["commit"] for row in rows)
+    said = ", ".join(f"`{commit}` {n}" for commit, n in commits.most_common())
+    return (
+        f"Measured at commits (a `+` stands for changes that were landed right after): {said}.\n"
+    )
 
 
 def totals(groups: dict[str, list[dict[str, Any]]]) -> str:
