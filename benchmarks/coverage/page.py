@@ -44,8 +44,8 @@ ignored layers, no head counts, no patched forwards.
 
 Times are process CPU seconds with one thread, for the exact pass.
 `classes halved` counts the prunable classes that lost half of their units; of the others a plan
-offers none that only buffers have (position tables), or they were given back because a forward could
-not say the new size, which the plan notes.
+offers none that only buffers have (position tables), or they were given back because a forward
+could not say the new size, which the plan notes.
 
 The command that makes this page, resuming what is finished
 (`benchmarks/coverage/results.jsonl`):
