@@ -4,11 +4,10 @@
     python -m benchmarks.coverage --set timm --redo failed
     python -m benchmarks.coverage --only swin_t --redo all
 
-Results are appended to ``runs/coverage.jsonl``, the newest line of a model counts.
+Results are kept in ``benchmarks/coverage/results.jsonl``, one line a model (see ``store``).
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "runs" / "coverage.jsonl"
 PAGE = ROOT / "docs" / "coverage.md"
 
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # before torch is loaded
@@ -28,6 +26,7 @@ def main() -> None:
     """Parse the command line, run what is missing, write the page."""
     from benchmarks.coverage.case import SETS, cases
     from benchmarks.coverage.page import write
+    from benchmarks.coverage.store import load
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__)
     parser.add_argument("--set", action="append", choices=list(SETS), help="repeatable")
@@ -39,7 +38,7 @@ def main() -> None:
     parser.add_argument("--no-page", action="store_true", help="leave docs/coverage.md alone")
     options = parser.parse_args()
 
-    done = load(RESULTS)
+    done = load()
     todo = []
     for case in cases(options.set, options.only):
         row = done.get((case.set, case.name))
@@ -49,7 +48,7 @@ def main() -> None:
         run(todo, options.jobs, options.seconds, options.gigabytes)
     if not options.no_page:
         order = [(case.set, case.name) for case in cases()]
-        results = load(RESULTS)
+        results = load()
         write(PAGE, [results[key] for key in order if key in results], len(order))
 
 
@@ -60,21 +59,12 @@ def failed(row: dict[str, Any]) -> bool:
     return bool(row.get("cause")) or not passed(row) or not statistical_ok(row)
 
 
-def load(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """Read the newest result of every model."""
-    rows = {}
-    if path.exists():
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            rows[row["set"], row["name"]] = row
-    return rows
-
-
 def run(todo: list[Any], jobs: int, seconds: float, gigabytes: float) -> None:
     """Run the cases in forked children, ``jobs`` at a time; heavy ones alone and at the end."""
     import torch
     from benchmarks.coverage.cell import passed, try_case
     from benchmarks.coverage.forked import Child
+    from benchmarks.coverage.store import load, save
 
     warm_up({case.set for case in todo})
     torch.set_num_threads(1)
@@ -85,7 +75,6 @@ def run(todo: list[Any], jobs: int, seconds: float, gigabytes: float) -> None:
         text=True,
         check=False,
     ).stdout.strip()
-    RESULTS.parent.mkdir(exist_ok=True)
     queue = deque(sorted(todo, key=lambda case: case.heavy))
     running: list[tuple[Any, Child]] = []
     count = 0
@@ -115,8 +104,7 @@ def run(todo: list[Any], jobs: int, seconds: float, gigabytes: float) -> None:
             if facts.get("stage") != "done" and not facts.get("cause"):
                 facts["cause"] = f"{facts.get('stage')}: ended without a result"
             row = {"set": case.set, "name": case.name, "commit": commit, "seconds": took, **facts}
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            save([*(load() | {(case.set, case.name): row}).values()])
             count += 1
             mark = "ok  " if passed(row) and not row.get("cause") else "FAIL"
             error = row.get("exact", {}).get("error")

@@ -43,10 +43,12 @@ ignored layers, no head counts, no patched forwards.
   softmax runs over a pruned axis).
 
 Times are process CPU seconds with one thread, for the exact pass.
-`classes halved` counts the prunable classes that lost half of their units; others were given back
-because a forward could not say the new size, which the plan notes.
+`classes halved` counts the prunable classes that lost half of their units; of the others a plan
+offers none that only buffers have (position tables), or they were given back because a forward
+could not say the new size, which the plan notes.
 
-The command that makes this page, resuming what is finished:
+The command that makes this page, resuming what is finished
+(`benchmarks/coverage/results.jsonl`):
 
 ```
 python -m benchmarks.coverage
@@ -59,7 +61,7 @@ def write(path: Path, rows: list[dict[str, Any]], expected: int) -> None:
     groups = defaultdict(list)
     for row in rows:
         groups[row["set"]].append(row)
-    parts = [INTRODUCTION, totals(groups)]
+    parts = [INTRODUCTION, measured_at(rows), totals(groups)]
     if len(rows) < expected:
         parts.append(f"{expected - len(rows)} of {expected} models have not been run yet.\n")
     parts.append(exceptions(rows))
@@ -68,6 +70,13 @@ def write(path: Path, rows: list[dict[str, Any]], expected: int) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text("\n".join(parts))
     temporary.replace(path)
+
+
+def measured_at(rows: list[dict[str, Any]]) -> str:
+    """At which commits the rows were measured."""
+    commits = Counter(row["commit"] for row in rows)
+    said = ", ".join(f"`{commit}` {n}" for commit, n in commits.most_common())
+    return f"Measured at commits (a `+` stands for changes that were landed right after): {said}.\n"
 
 
 def totals(groups: dict[str, list[dict[str, Any]]]) -> str:
@@ -102,11 +111,10 @@ def totals(groups: dict[str, list[dict[str, Any]]]) -> str:
 
 def exceptions(rows: list[dict[str, Any]]) -> str:
     """Every model that is not proven, with its cause."""
-    lines = ["## Exceptions\n", "| set | model | cause |", "|---|---|---|"]
-    for row in rows:
-        why = cause(row)
-        if why:
-            lines.append(f"| {row['set']} | {row['name']} | {cell(why)} |")
+    found = [(row, why) for row in rows if (why := cause(row))]
+    lines = ["## Exceptions\n"]
+    lines += ["| set | model | cause |", "|---|---|---|"] if found else ["None."]
+    lines += [f"| {row['set']} | {row['name']} | {cell(why)} |" for row, why in found]
     unknown = Counter(op for row in rows for op in row.get("unknown", {}))
     if unknown:
         lines.append("\nOperators without a rule, and in how many models they lock something: ")

@@ -84,30 +84,6 @@ def shape_is_enough(name: str) -> bool:
     return name not in _BEYOND_SHAPE
 
 
-def with_old_numbers(
-    recorded: Recorded, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Arguments:
-    """Factors computed from a width (``1 / sqrt(head_dim)``) keep their old value."""
-    old_args, old_kwargs = recorded.call.args, recorded.call.kwargs
-    arithmetic = recorded.call.function.strip("_") in _ARITHMETIC
-
-    def keep(new: Any, old: Any) -> Any:
-        number = isinstance(old, float) or (arithmetic and isinstance(old, int))
-        usable = number and isinstance(new, int | float) and not isinstance(old, bool)
-        return old if usable and new != old else new
-
-    if len(args) == len(old_args):
-        args = tuple(keep(n, o) for n, o in zip(args, old_args, strict=True))
-    return args, {k: keep(v, old_kwargs.get(k)) for k, v in kwargs.items()}
-
-
-_ARITHMETIC = {
-    "mul", "div", "add", "sub", "pow", "rsub", "rmul", "rdiv", "rpow", "truediv", "rtruediv",
-    "radd",
-    "imul", "idiv", "itruediv", "iadd", "isub", "true_divide", "multiply", "divide", "floordiv",
-}  # fmt: skip
-
-
 def _sizes(args: tuple[Any, ...], first: int) -> tuple[list[Any], Callable[[list[int]], tuple]]:
     """Sizes given as varargs or as one sequence, and how to put them back the same way."""
     if len(args) > first and isinstance(args[first], tuple | list):

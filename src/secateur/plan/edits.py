@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from secateur.errors import StoreError
+from secateur.plan.numbers import VALUES
 from secateur.plan.plan import Edit
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z][A-Za-z0-9_]*){0,3}", re.ASCII)
@@ -72,7 +73,8 @@ def check_edit(edit: Edit, where: str) -> None:
         _ARGUMENT.fullmatch(edit.name) is not None, f"{edit.name[:80]!r} is no argument of a call"
     )
     factor = type(edit.value) is float
-    known = edit.function in _SIZED or _ARITHMETIC.fullmatch(str(edit.function)) is not None
+    known = edit.function in _SIZED or edit.function in VALUES
+    known = known or _ARITHMETIC.fullmatch(str(edit.function)) is not None
     known = known or (factor and edit.function in _intercepted())
     check(known, f"{str(edit.function)[:80]!r} is not a function whose sizes may change")
     scaled = isinstance(edit.value, dict)

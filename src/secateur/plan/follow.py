@@ -23,7 +23,8 @@ from secateur.graph.forward import Scopes, function_name, is_quiet, module_hooks
 from secateur.graph.forward import skeleton as copied
 from secateur.graph.graph import FrozenCall, Graph
 from secateur.plan.attention import NarrowAttention
-from secateur.plan.calls import Recorded, corrected, shape_is_enough, with_old_numbers
+from secateur.plan.calls import Recorded, corrected, shape_is_enough
+from secateur.plan.numbers import with_old_numbers
 from secateur.plan.plan import Edit, Plan
 from secateur.plan.surgery import narrowed
 
@@ -33,9 +34,13 @@ Shapes = list[tuple[int, ...]]
 
 @dataclass
 class Outcome:
-    """What a replay found: the edits needed, and where it stopped, if it did."""
+    """What a replay found: the edits needed, and where it stopped, if it did.
+
+    ``strange`` counts the calls that the dense forward did not make: it took another branch.
+    """
 
     edits: list[Edit] = field(default_factory=list)
+    strange: int = 0
     failed: FrozenCall | None = None
     module: str = ""
     error: str = ""
@@ -61,6 +66,7 @@ class Follow(TorchFunctionMode):
         self.calls = calls
         self.scopes = scopes
         self.position = 0
+        self.strange = 0
         self.edits: list[Edit] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -73,11 +79,12 @@ class Follow(TorchFunctionMode):
         ranks = [t.dim() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         call = self._recorded(name, module, ranks)
         if call is None:
+            self.strange += 1
             return func(*args, **kwargs)
         with unset_fake_temporarily():  # the plan's masks are real tensors
             recorded = Recorded(call, self.plan)
             outputs = recorded.outputs
-            fixed = with_old_numbers(recorded, args, kwargs)
+            fixed = with_old_numbers(call, args, kwargs)
         if shape_is_enough(name):
             # The forward's own sizes may already be right, or right said differently (-1, chunk).
             result = _as_decided(call, outputs, args, self._try(func, *fixed))
@@ -225,5 +232,5 @@ def follow(graph: Graph, plan: Plan, model: nn.Module) -> Outcome:
     except Exception as error:  # noqa: BLE001 - any check of the user's forward may fail here
         outcome.module = running[0] if running else ""
         outcome.error = f"{type(error).__name__}: {error}"
-    outcome.edits, outcome.reached = mode.edits, mode.position
+    outcome.edits, outcome.reached, outcome.strange = mode.edits, mode.position, mode.strange
     return outcome

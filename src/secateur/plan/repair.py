@@ -94,7 +94,8 @@ def _better(a: Outcome, b: Outcome) -> bool:
         return a.ok
     if not a.ok and a.reached != b.reached:
         return a.reached > b.reached
-    return len(a.edits) < len(b.edits)
+    # A size that is also asked about (``if self.radix > 1``) must not lead to other operators.
+    return (a.strange, len(a.edits)) < (b.strange, len(b.edits))
 
 
 def _improve(
@@ -103,7 +104,7 @@ def _improve(
     """Set all candidates at once; if that does not help, one at a time, keeping those that do."""
     _set(skeleton, found)
     together = follow(graph, plan, skeleton)
-    if together.ok and not together.edits:
+    if together.ok and not together.edits and together.strange <= before.strange:
         return found, together, 1
     _unset(skeleton, found)
     kept: list[Setting] = []

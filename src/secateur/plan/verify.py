@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_map
 
 from secateur.engine.masks import MaskSet
 from secateur.errors import PlanError
-from secateur.graph.classes import Axis, UnitClass, axis_mask
+from secateur.graph.classes import Axis, UnitClass
 from secateur.graph.forward import (
     call_arguments,
     evaluating,
@@ -31,7 +30,8 @@ from secateur.graph.forward import (
     skeleton,
     tensors_in,
 )
-from secateur.plan.selection import Selection, gather, scatter, selection
+from secateur.plan.reference import Reference, ReferenceError
+from secateur.plan.selection import gather, selection
 from secateur.plan.surgery import masked
 
 if TYPE_CHECKING:
@@ -229,7 +229,10 @@ def _reference(plan: Plan, model: nn.Module, inputs: Any, seed: int) -> list[Ten
         modes = [Reference(*_on_data(plan, model, inputs))]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        output = run(skeleton(model), inputs, modes, fake=False, state=lambda n, t: state[n])
+        # Detached, as in the trace: which kernels a product takes depends on who needs gradients.
+        output = run(
+            skeleton(model), inputs, modes, fake=False, state=lambda n, t: state[n].detach()
+        )
     return [t.clone() for t in tensors_in(output)]
 
 
@@ -259,110 +262,6 @@ def _on_data(plan: Plan, model: nn.Module, inputs: Any) -> tuple[Plan, tuple[Fro
 def _signature(c: UnitClass) -> tuple[Any, ...]:
     places = {(m.tensor, m.axis, hash(tuple(m.unit.tolist()))) for m in c.members}
     return (c.size, *sorted(places))
-
-
-class Reference(TorchDispatchMode):
-    """Evaluates statistical operators over the kept positions only."""
-
-    def __init__(self, plan: Plan, ops: tuple[FrozenOp, ...]) -> None:
-        super().__init__()
-        from secateur.graph.capture import Dispatch
-
-        self.plan = plan
-        self.ops = ops
-        self.position = 0
-        self.dispatch = Dispatch()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        kind = self.dispatch.kind(func)
-        if kind in ("silent", "alias"):
-            return func(*args, **kwargs)
-        if kind == "compound":
-            done, result = self.dispatch.decomposed(self, func, args, kwargs)
-            if done:
-                return result
-        op = self.ops[self.position] if self.position < len(self.ops) else None
-        self.position += 1
-        if op is None or op.name != str(func):
-            raise ReferenceError(f"the operators of two runs differ at {func}")
-        touched = any(self._cut(a) for axes in op.inputs for a in axes)
-        if not op.statistical or not touched:
-            return func(*args, **kwargs)
-        return self._compressed(op, func, args, kwargs)
-
-    def _cut(self, axis: Axis) -> bool:
-        old, new = self.plan.counts(axis)
-        return old != new
-
-    def _compressed(self, op: FrozenOp, func: Any, args: Any, kwargs: Any) -> Any:
-        """Gather the kept positions, run the operator on them, scatter its result among zeros."""
-        leaves, spec = tree_flatten((args, kwargs))
-        axes = iter(op.inputs)
-        small = [self._gather(x, next(axes)) if isinstance(x, Tensor) else x for x in leaves]
-        new_args, new_kwargs = tree_unflatten(small, spec)
-        if "scaled_dot_product" in op.name:
-            result: Any = _attention(func, args[0].shape[-1] ** -0.5, new_args, new_kwargs)
-        else:
-            result = func(*self._sizes(op, func, args, new_args), **new_kwargs)
-        # Run as it is, too: its result has the memory layout that later operators depend on.
-        plain = func(*args, **kwargs)
-        many, full = isinstance(result, tuple | list), isinstance(plain, tuple | list)
-        triples = zip(
-            result if many else [result], plain if full else [plain], op.outputs, strict=False
-        )
-        for kept, out, made in triples:
-            # Second outputs (saved statistics) have no axes of their own, and no reader here.
-            if not isinstance(out, Tensor) or made is None:
-                continue
-            if tuple(kept.shape) == tuple(self.plan.counts(a)[1] for a in made):
-                out.copy_(self._scatter(kept, made))
-        return plain
-
-    def _sizes(self, op: FrozenOp, func: Any, args: Any, new: Any) -> Any:
-        """Size arguments of the operators that have them follow the gathered input."""
-        name = func.overloadpacket.__name__
-        if name in ("native_layer_norm", "_fused_rms_norm", "layer_norm", "rms_norm"):
-            dims = len(args[1])
-            return (new[0], list(new[0].shape[-dims:]), *new[2:])
-        if name == "native_group_norm":
-            batch, channels = new[0].shape[:2]
-            kept = axis_mask(op.inputs[0][1], self.plan.keep, self.plan.sizes)
-            groups = int(kept.view(args[6], -1).any(1).sum())
-            return (*new[:3], batch, channels, new[0][0, 0].numel(), groups, *new[7:])
-        return new
-
-    def _selection(self, axes: tuple[Axis, ...]) -> Selection:
-        return selection(axes, self.plan.keep, self.plan.sizes)
-
-    def _gather(self, t: Tensor, axes: tuple[Axis, ...]) -> Tensor:
-        return gather(t, self._selection(axes))
-
-    def _scatter(self, t: Tensor, axes: tuple[Axis, ...]) -> Tensor:
-        return scatter(t, self._selection(axes), [self.plan.counts(a)[0] for a in axes])
-
-
-def _attention(func: Any, scale: float, args: Any, kwargs: Any) -> Tensor:
-    """Attention over kept positions: any head widths, and the scale of the dense width."""
-    given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
-    q, k, v = given["query"], given["key"], given["value"]
-    mask = given.get("attn_mask", given.get("attn_bias"))
-    causal = bool(given.get("is_causal", False))
-    k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
-    given_scale = given.get("scale")
-    scores = q @ k.transpose(-2, -1) * (scale if given_scale is None else given_scale)
-    if causal:
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(later, float("-inf"))
-    if mask is not None:
-        scores = (
-            scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-        )
-    return scores.softmax(-1) @ v
-
-
-class ReferenceError(Exception):
-    """No reference could be computed."""
 
 
 def _where(

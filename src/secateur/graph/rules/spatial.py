@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from secateur.graph.axes import Axes, prod
+from secateur.graph.axes import Axes, prod, unify
 from secateur.graph.rules import aten, rule
 
 if TYPE_CHECKING:
@@ -70,7 +70,10 @@ def col2im(op: Op) -> Axes | None:
 
 @rule(aten.grid_sampler_2d, aten.grid_sampler_3d)
 def grid_sampler(op: Op) -> Axes:
+    """Every entry of the batch, which may be a head, is sampled at the points of its own."""
     x, grid = op.arg("input"), op.arg("grid")
+    unify(op.axes(x)[0], op.axes(grid)[0])
+    op.zero = op.is_zero(x)
     for e in (*op.axes(x)[2:], *op.axes(grid)[1:]):
         op.lock(e, "image size")
     return [*op.axes(x)[:2], *(op.fixed(n, "image size") for n in op.shape[2:])]
