@@ -6,6 +6,7 @@ python -m benchmarks.peer_structural.times swin_t secateur        # one measurem
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -134,7 +135,7 @@ def child(name: str, run: str) -> dict[str, Any]:
     """``measure`` in a new process with a limit of CPU time."""
 
     def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 5))
 
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -148,8 +149,10 @@ def child(name: str, run: str) -> dict[str, Any]:
     )
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
-    if done.returncode < 0:
+    if done.returncode == -signal.SIGXCPU:
         return {"cause": f"not finished after {SECONDS} s of CPU time"}
+    if done.returncode < 0:
+        raise RuntimeError(f"the measurement of {name} was killed by signal {-done.returncode}")
     return {"cause": done.stderr.strip().splitlines()[-1][:160]}
 
 
