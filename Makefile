@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help install demo test lint format zoo results readme clean
+.PHONY: help install demo test lint format zoo results bench readme clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -37,6 +37,10 @@ zoo: $(STAMP)  ## trace and prune every model of the coverage sets; table in doc
 
 results: $(STAMP)  ## prune every network of the zoo several ways; tables in docs/results.md
 	$(BIN)/python -m benchmarks.results
+
+bench: $(STAMP)  ## side by side with Torch-Pruning; tables in docs/benchmarks.md
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m benchmarks.peer_structural
 
 readme: $(STAMP)  ## write the generated parts of README.md
 	$(BIN)/python docs/generate.py

@@ -87,11 +87,14 @@ def theirs(
     clock: Clock,
     criterion: str,
     decided: Callable[[nn.Module], None] = lambda _: None,
+    heads: dict[str, int] | None = None,
+    amount: float = AMOUNT,
 ) -> dict[str, Any]:
     """Torch-Pruning: its pruner with the output layers left alone, and one step of it.
 
     The pruner builds the dependency graph ("graph") and enumerates its groups ("plan"); the step
-    enumerates them again, scores and prunes ("apply").
+    enumerates them again, scores and prunes ("apply"). ``heads`` is the hint that it needs for
+    attention: the number of heads of each projection, by name.
     """
     tp = torch_pruning()
     args, kwargs = inputs
@@ -114,11 +117,11 @@ def theirs(
             model,
             (args, kwargs),
             importance=importance,
-            pruning_ratio=AMOUNT,
+            pruning_ratio=amount,
             ignored_layers=[modules[n] for n in outer if n in modules],
             in_channel_groups={},  # its defaults are shared between pruners
             out_channel_groups={},
-            num_heads={},
+            num_heads={modules[n]: count for n, count in (heads or {}).items()},
             forward_fn=lambda m, x: m(*x[0], **x[1]),
             output_transform=differentiable,
         )
