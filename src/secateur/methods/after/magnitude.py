@@ -1,0 +1,20 @@
+"""Magnitude: remove the smallest weights."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from secateur.engine.target import Solved, Target, keep_best
+
+
+def solve(weight: Tensor, stats: object, target: Target, *, per: str = "layer") -> Solved:
+    r"""Remove the lowest $|W_{ij}|$ of the layer, or of each row.
+
+    Args:
+        weight: ``(outputs, inputs)``.
+        stats: Not used.
+        target: An amount, a pattern or a mask.
+        per: ``layer`` or ``row``: what is compared with each other.
+    """
+    keep = keep_best(weight.abs().float(), target, per)  # type: ignore[arg-type]
+    return Solved(weight * keep, keep)
