@@ -19,7 +19,8 @@ __version__ = "0.1.0"
 
 # Importing torch takes seconds, which `secateur --help` need not wait for: names come on demand.
 _MODULES = {"criteria", "errors", "recovery", "report", "schedule", "scope", "zoo"}
-_FUNCTIONS = {"measure", "plan", "prune"}  # public functions that a module has the name of
+# Public functions that a module has the name of.
+_FUNCTIONS = {"measure", "plan", "prune", "sparsify"}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ from secateur.plan.verify import Verification
 from secateur.plan.verify import masked_model as masked
 from secateur.prune import prune
 from secateur.result import Result
+from secateur.sparsify import Sparsified, sparsify
 from secateur.training.attach import attach
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Plan",
     "Result",
     "SecateurError",
+    "Sparsified",
     "UnitClass",
     "Verification",
     "attach",
@@ -42,6 +44,7 @@ __all__ = [
     "schedule",
     "scope",
     "sensitivity",
+    "sparsify",
     "trace",
     "zoo",
 ]

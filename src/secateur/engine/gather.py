@@ -81,7 +81,13 @@ class Gathered:
         def see(layer: Layer, x: Tensor) -> None:
             if self.only is not None and layer.name not in self.only:
                 return
-            key = (x.untyped_storage().data_ptr(), x.storage_offset(), x.shape, x.stride(), x._version)
+            key = (
+                x.untyped_storage().data_ptr(),
+                x.storage_offset(),
+                x.shape,
+                x.stride(),
+                x._version,
+            )
             alive.append(x)
             first = seen.setdefault(key, layer.name)
             self.layers.setdefault(layer.name, layer)
@@ -98,10 +104,12 @@ class Gathered:
                         f"{layer.name} sees other tokens in the pruned model than in the dense one "
                         '(routed experts do): choose propagate="pruned"'
                     )
-                pair = [x.detach().float(), dense if dense is None else dense.float()]
+                x = x.detach().float()
+                dense = None if dense is None else dense.float()
                 if len(x) in rows:
-                    pair = [v if v is None else v[rows[len(x)]] for v in pair]
-                self.sums.setdefault(layer.name, Sums()).add(pair[0], self.needs, pair[1])
+                    real = rows[len(x)]
+                    x, dense = x[real], None if dense is None else dense[real]
+                self.sums.setdefault(layer.name, Sums()).add(x, self.needs, dense)
 
         with Products(self.weights, see):
             yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,9 @@ def _solve_block(step: Step, job: Job) -> Solution:
             gathered = step.gather(job.solver.needs, only, weights)
         for layer in group:
             if layer.name in gathered.leader:
-                done.rows.append(_solve_layer(step, layer, weights[layer.parameter], gathered, job, done))
+                done.rows.append(
+                    _solve_layer(step, layer, weights[layer.parameter], gathered, job, done)
+                )
     seen = {layer.name for group in groups for layer in group}
     for name, weight in weights.items():
         if name not in seen and not any(n.startswith(f"{name}[") for n in seen):
@@ -194,7 +196,14 @@ def _solve_layer(
         log.warning("%s", solved.note)
     removed = int((~solved.keep).sum())
     return Row(
-        layer.name, step.block.name, removed, matrix.numel(), stats.tokens, error, seconds, solved.note
+        layer.name,
+        step.block.name,
+        removed,
+        matrix.numel(),
+        stats.tokens,
+        error,
+        seconds,
+        solved.note,
     )
 
 

@@ -49,9 +49,7 @@ class Products(TorchDispatchMode):
         see: Called after each product.
     """
 
-    def __init__(
-        self, weights: Mapping[str, Tensor], see: Callable[[Layer, Tensor], None]
-    ) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], see: Callable[[Layer, Tensor], None]) -> None:
         super().__init__()
         self.see = see
         self.storages: dict[int, list[tuple[str, Tensor]]] = {}
@@ -77,13 +75,11 @@ class Products(TorchDispatchMode):
         """Which part of which weight a matrix is; None if it is of none."""
         rows, columns = matrix.shape
         for name, weight in self.storages.get(matrix.untyped_storage().data_ptr(), ()):
-            offset = matrix.storage_offset() - weight.storage_offset()
-            if 0 <= offset and offset + matrix.numel() <= weight.numel():
+            offset = int(matrix.storage_offset() - weight.storage_offset())
+            if offset >= 0 and offset + matrix.numel() <= weight.numel():
                 part = "" if matrix.numel() == weight.numel() else f"[{_index(offset, weight)}]"
                 strides = matrix.stride()
-                return Layer(
-                    name + part, name, (rows, columns), (strides[0], strides[1]), offset
-                )
+                return Layer(name + part, name, (rows, columns), (strides[0], strides[1]), offset)
         return None
 
 
@@ -131,7 +127,9 @@ def _convolution(
         return
     if weight.dim() == 3:  # one-dimensional: an image of height one
         x, weight = x.unsqueeze(2), weight.unsqueeze(2)
-        stride, padding, dilation = ((d, e[0]) for d, e in ((1, stride), (0, padding), (1, dilation)))
+        stride, padding, dilation = (
+            (d, e[0]) for d, e in ((1, stride), (0, padding), (1, dilation))
+        )
     patches = F.unfold(x, weight.shape[2:], tuple(dilation), tuple(padding), tuple(stride))
     yield weight.flatten(1), patches.transpose(1, 2).flatten(0, 1)
 

@@ -18,7 +18,7 @@ class Target:
 
     Attributes:
         amount: Fraction to remove, in [0, 1].
-        pattern: ``(n, m)``: n of every m consecutive inputs of an output stay.
+        pattern: ``(n, m)``: n of every m consecutive inputs of an output go.
         keep: A mask that is given, True = stays; the other two are then not looked at.
     """
 
@@ -82,13 +82,13 @@ def keep_best(scores: Tensor, target: Target, per: Literal["layer", "row"] = "la
     if target.keep is not None:
         return target.keep
     if target.pattern is not None:
-        kept, group = target.pattern
+        gone, group = target.pattern
         if scores.shape[1] % group:
             raise ConfigError(
                 f"{scores.shape[1]} inputs cannot be split into groups of {group}: leave this "
                 "layer out with ignore=, or choose another pattern"
             )
-        return _without_lowest(scores.reshape(-1, group), group - kept).view(scores.shape)
+        return _without_lowest(scores.reshape(-1, group), gone).view(scores.shape)
     if per == "row":
         return _without_lowest(scores, round(target.amount * scores.shape[1]))
     flat = scores.reshape(1, -1)
@@ -101,7 +101,7 @@ def _without_lowest(scores: Tensor, count: int) -> Tensor:
 
 
 def parse_pattern(pattern: str | tuple[int, int] | None) -> tuple[int, int] | None:
-    """``"2:4"`` as ``(2, 4)``: n of every m consecutive inputs stay.
+    """``"2:4"`` as ``(2, 4)``: n of every m consecutive inputs go.
 
     Raises:
         ConfigError: It is not two whole numbers, 0 < n < m.
@@ -115,6 +115,6 @@ def parse_pattern(pattern: str | tuple[int, int] | None) -> tuple[int, int] | No
         n, m = 0, 0
     if not 0 < n < m:
         raise ConfigError(
-            f'pattern={pattern!r}: write how many of how many inputs stay, as "2:4" or "1:4"'
+            f'pattern={pattern!r}: write how many of how many inputs go, as "2:4" or "3:4"'
         )
     return n, m

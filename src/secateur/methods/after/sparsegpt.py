@@ -7,8 +7,29 @@ from torch import Tensor
 
 from secateur.engine.gram import problem
 from secateur.engine.statistics import Stats
-from secateur.engine.target import Solved, Target, keep_best
+from secateur.engine.target import Solved, Solver, Target, keep_best
 from secateur.errors import ConfigError
+from secateur.methods.registry import Method, method
+
+
+@method(stage="after", paper="arXiv:2301.00774")
+def sparsegpt(
+    amount: float = 0.5, *, block: int = 128, damping: float = 0.01, bits: int | None = None
+) -> Method:
+    """Chooses and updates weights together; needs the Gram matrix of each layer's inputs.
+
+    Args:
+        amount: Fraction removed.
+        block: Columns whose weights are compared with each other.
+        damping: Added to the Gram matrix's diagonal, relative to its mean.
+        bits: Also round what stays to so many bits.
+
+    Example:
+        >>> sorted(sparsegpt(0.5).solver.needs)
+        ['gram']
+    """
+    options = {"block": block, "damping": damping, "bits": bits}
+    return Method(amount, solver=Solver(solve, frozenset({"gram"}), options=options))
 
 
 def solve(

@@ -7,9 +7,27 @@ from torch import Tensor
 
 from secateur.engine.gram import problem
 from secateur.engine.statistics import Stats
-from secateur.engine.target import Solved, Target, keep_best
+from secateur.engine.target import Solved, Solver, Target, keep_best
+from secateur.methods.registry import Method, method
 
 _ELEMENTS = 1 << 24  # of the table of all pairs, for the rows that are worked on at once
+
+
+@method(stage="after", paper="arXiv:2512.10922")
+def sparseswaps(amount: float = 0.5, *, swaps: int = 50, damping: float = 0.0) -> Method:
+    """Starts from Wanda's mask or a given one; weights are not updated.
+
+    Args:
+        amount: Fraction removed.
+        swaps: At most so many a row.
+        damping: Added to the Gram matrix's diagonal, relative to its mean.
+
+    Example:
+        >>> sorted(sparseswaps(0.5).solver.needs)
+        ['gram']
+    """
+    options = {"swaps": swaps, "damping": damping}
+    return Method(amount, solver=Solver(solve, frozenset({"gram"}), options=options))
 
 
 def solve(
@@ -55,13 +73,13 @@ def refine(weight: Tensor, gram: Tensor, keep: Tensor, swaps: int, group: int = 
         active, back, out = active[better], back[better], out[better]
         keep[active, back] = True
         keep[active, out] = False
-        pull[active] += weight[active, out, None] * gram[out] - weight[active, back, None] * gram[back]
+        pull[active] += (
+            weight[active, out, None] * gram[out] - weight[active, back, None] * gram[back]
+        )
     return keep
 
 
-def _changes(
-    weight: Tensor, diagonal: Tensor, pull: Tensor, keep: Tensor
-) -> tuple[Tensor, Tensor]:
+def _changes(weight: Tensor, diagonal: Tensor, pull: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     """What bringing back and what removing changes, each by itself; infinite where not allowed."""
     square = weight.square() * diagonal
     infinite = torch.full_like(square, torch.inf)
@@ -84,9 +102,12 @@ def _best_anywhere(
         p, q = some_back.indices[part], some_out.indices[part]
         table = some_back.values[part][:, :, None] + some_out.values[part][:, None, :]
         w = weight[part]
-        table -= 2 * w.gather(1, p)[:, :, None] * w.gather(1, q)[:, None, :] * gram[
-            p[:, :, None], q[:, None, :]
-        ]
+        table -= (
+            2
+            * w.gather(1, p)[:, :, None]
+            * w.gather(1, q)[:, None, :]
+            * gram[p[:, :, None], q[:, None, :]]
+        )
         gain, where = table.nan_to_num(torch.inf, torch.inf, torch.inf).flatten(1).min(1)
         gains.append(gain)
         firsts.append(p.gather(1, (where // few)[:, None])[:, 0])

@@ -5,7 +5,23 @@ from __future__ import annotations
 from torch import Tensor
 
 from secateur.engine.statistics import Stats
-from secateur.engine.target import Solved, Target, keep_best
+from secateur.engine.target import Solved, Solver, Target, keep_best
+from secateur.methods.registry import Method, method
+
+
+@method(stage="after", paper="arXiv:2306.11695")
+def wanda(amount: float = 0.5, *, variant: bool = False) -> Method:
+    """Needs a little calibration text and one number an input; weights are not updated.
+
+    Args:
+        amount: Fraction removed.
+        variant: Let each row lose the same share of its score instead of the same number.
+
+    Example:
+        >>> wanda(0.5).solver.data
+        True
+    """
+    return Method(amount, solver=Solver(solve, options={"variant": variant}))
 
 
 def solve(weight: Tensor, stats: Stats, target: Target, *, variant: bool = False) -> Solved:

@@ -7,10 +7,30 @@ from torch import Tensor
 
 from secateur.engine.gram import problem
 from secateur.engine.statistics import Stats
-from secateur.engine.target import Solved, Target, keep_best
+from secateur.engine.target import Solved, Solver, Target, keep_best
 from secateur.errors import ConfigError
+from secateur.methods.registry import Method, method
 
 _ELEMENTS = 1 << 24  # of the systems that are solved at once
+
+
+@method(stage="after", paper="none")
+def reconstruct(
+    amount: float = 0.5, *, damping: float = 0.01, iterations: int | None = None
+) -> Method:
+    """Wanda's mask or a given one, and the weights that are best for it.
+
+    Args:
+        amount: Fraction removed.
+        damping: Added to the Gram matrix's diagonal, relative to its mean.
+        iterations: Of conjugate gradients; default: solve exactly.
+
+    Example:
+        >>> sorted(reconstruct(0.5).solver.needs)
+        ['gram']
+    """
+    options = {"damping": damping, "iterations": iterations}
+    return Method(amount, solver=Solver(solve, frozenset({"gram"}), options=options))
 
 
 def solve(
