@@ -24,7 +24,7 @@ LAYERS = (
     ("methods", "report"),
     ("training",),
     ("result",),
-    ("prune",),
+    ("prune", "sparsify"),
     ("analyse", "integrations"),
     ("public",),
     ("__init__",),

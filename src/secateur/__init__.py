@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 # Importing torch takes seconds, which `secateur --help` need not wait for: names come on demand.
 _MODULES = {"criteria", "errors", "recovery", "report", "schedule", "scope", "zoo"}
 # Public functions that a module has the name of.
-_FUNCTIONS = {"measure", "methods", "plan", "prune"}
+_FUNCTIONS = {"measure", "methods", "plan", "prune", "sparsify"}
 
 
 def __getattr__(name: str) -> Any:

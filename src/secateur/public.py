@@ -15,6 +15,7 @@ from secateur.plan.verify import Verification
 from secateur.plan.verify import masked_model as masked
 from secateur.prune import prune
 from secateur.result import Result
+from secateur.sparsify import Sparsified, sparsify
 from secateur.training.attach import attach
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Plan",
     "Result",
     "SecateurError",
+    "Sparsified",
     "UnitClass",
     "Verification",
     "attach",
@@ -44,6 +46,7 @@ __all__ = [
     "schedule",
     "scope",
     "sensitivity",
+    "sparsify",
     "trace",
     "zoo",
 ]

@@ -1,0 +1,142 @@
+"""What the layers of a block multiply, summed over calibration: one sum a distinct input."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.engine.products import Layer, Products
+from secateur.engine.statistics import Stats
+from secateur.errors import DataError
+
+
+@dataclass
+class Sums:
+    """Sums over tokens of one input: float32, however the model computes."""
+
+    tokens: int = 0
+    first: Any = 0.0
+    squares: Any = 0.0
+    gram: Any = 0.0
+    cross: Any = 0.0
+
+    def add(self, x: Tensor, needs: Collection[str], dense: Tensor | None) -> None:
+        self.tokens += len(x)
+        self.first = self.first + x.sum(0)
+        self.squares = self.squares + x.square().sum(0)
+        if "gram" in needs:
+            self.gram = self.gram + x.T @ x
+        if dense is not None:
+            self.cross = self.cross + dense.T @ x
+
+
+@dataclass
+class Gathered:
+    """Statistics of the inputs of a block's layers; layers with the same input share them.
+
+    Args:
+        weights: The block's weights by qualified name.
+        needs: ``gram`` for the products of inputs x x'; ``cross`` for x_dense x', where x_dense is
+            what the layer sees in the dense model; norms and means are always there.
+        only: Names of layers to look at; default: all.
+    """
+
+    weights: Mapping[str, Tensor]
+    needs: Collection[str] = ()
+    only: Collection[str] | None = None
+    layers: dict[str, Layer] = field(default_factory=dict)
+    leader: dict[str, str] = field(default_factory=dict)
+    sums: dict[str, Sums] = field(default_factory=dict)
+    dense: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Note during one forward of the dense model what each layer sees."""
+        self.dense.clear()
+
+        def see(layer: Layer, x: Tensor) -> None:
+            if self.only is None or layer.name in self.only:
+                self.dense.setdefault(layer.name, []).append(x.detach())
+
+        with Products(self.weights, see):
+            yield
+
+    @contextmanager
+    def watching(self, valid: Sequence[Tensor] = ()) -> Iterator[None]:
+        """Gather during one forward.
+
+        Args:
+            valid: Masks over the tokens of the sample, 1 = no padding; a layer that sees as many
+                rows as a mask has entries ignores the rows of padding.
+        """
+        seen: dict[Any, str] = {}
+        alive: list[Tensor] = []  # so that no address is used twice during the forward
+        rows = {m.numel(): m.flatten() != 0 for m in reversed(valid)}
+
+        def see(layer: Layer, x: Tensor) -> None:
+            if self.only is not None and layer.name not in self.only:
+                return
+            key = (
+                x.untyped_storage().data_ptr(),
+                x.storage_offset(),
+                x.shape,
+                x.stride(),
+                x._version,
+            )
+            alive.append(x)
+            first = seen.setdefault(key, layer.name)
+            self.layers.setdefault(layer.name, layer)
+            leader = self.leader.setdefault(layer.name, first)
+            if leader != first:
+                raise DataError(
+                    f"{layer.name} had the input of {leader} on some samples and that of {first} "
+                    "on others, so their statistics cannot be told apart: ignore= one of them"
+                )
+            if leader == layer.name:
+                dense = self.dense[layer.name].pop(0) if layer.name in self.dense else None
+                if dense is not None and dense.shape != x.shape:
+                    raise DataError(
+                        f"{layer.name} sees other tokens in the pruned model than in the dense one "
+                        '(routed experts do): choose propagate="pruned"'
+                    )
+                x = x.detach().float()
+                dense = None if dense is None else dense.float()
+                if len(x) in rows:
+                    real = rows[len(x)]
+                    x, dense = x[real], None if dense is None else dense[real]
+                self.sums.setdefault(layer.name, Sums()).add(x, self.needs, dense)
+
+        with Products(self.weights, see):
+            yield
+        for name, sums in self.sums.items():
+            if not bool(torch.isfinite(sums.squares).all()):
+                raise DataError(
+                    f"the input of {name} is NaN or infinite on this calibration sample: look for "
+                    "overflow in the model's type (run it in float32) and for broken weights"
+                )
+
+    def groups(self) -> list[list[Layer]]:
+        """Layers by distinct input, in the order of the calls."""
+        return [
+            [self.layers[n] for n, leader in self.leader.items() if leader == name]
+            for name in self.sums
+        ]
+
+    def stats(self, layer: Layer) -> Stats:
+        """The statistics of a layer's input: ``tokens``, ``input_norm``, ``input_mean``, ``gram``.
+
+        All are means over tokens, so none depends on how much calibration there was.
+        """
+        sums = self.sums[self.leader[layer.name]]
+        n = max(sums.tokens, 1)
+        values = {"input_norm": (sums.squares / n).sqrt(), "input_mean": sums.first / n}
+        if "gram" in self.needs:
+            values["gram"] = sums.gram / n
+        if "cross" in self.needs:
+            values["cross"] = sums.cross / n
+        return Stats(layer.name, tokens=sums.tokens, **values)

@@ -1,0 +1,309 @@
+"""Walk through a model block by block: what is done to one block changes what the next one sees.
+
+The model's own forward is run every time. Blocks that are finished give what they gave before
+instead of computing, the block at hand is computed, and there the forward stops. So every argument
+that an architecture passes to its blocks arrives, whatever it is, and only the outputs of the last
+finished block have to be kept.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from secateur.engine.batches import inputs_of, run
+from secateur.engine.blocks import Block, find_blocks
+from secateur.engine.checkpoint import load_state, save_state
+from secateur.engine.gather import Gathered
+from secateur.errors import DataError
+from secateur.measure.calling import as_call, device_of, evaluating, to_device, unfused
+
+Propagate = Literal["pruned", "dense", "both"]
+Residence = Callable[[Block], AbstractContextManager[None]]
+
+
+class _ReachedError(Exception):
+    """The block at hand has been computed: the rest of the forward is not needed."""
+
+
+@dataclass
+class Outputs:
+    """What blocks gave on each sample; in memory, or in files of a folder."""
+
+    folder: Path | None = None
+    values: dict[tuple[str, int], Any] = field(default_factory=dict)
+
+    def __setitem__(self, key: tuple[str, int], value: Any) -> None:
+        if self.folder is not None:
+            save_state(self._file(key), {"output": value})
+            value = None
+        self.values[key] = value
+
+    def __getitem__(self, key: tuple[str, int]) -> Any:
+        if self.folder is not None:
+            return load_state(self._file(key))["output"]
+        return self.values[key]
+
+    def drop(self, block: str) -> None:
+        """Forget a block's outputs."""
+        for key in [key for key in self.values if key[0] == block]:
+            del self.values[key]
+            if self.folder is not None:
+                self._file(key).unlink(missing_ok=True)
+
+    def _file(self, key: tuple[str, int]) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{key[0] or 'model'}-{key[1]}.safetensors"
+
+
+@dataclass
+class Step:
+    """One block of the walk, with its weights in place.
+
+    Attributes:
+        block: Which one.
+        number, total: It is block ``number`` of ``total``, counted from zero.
+        module: The block itself.
+    """
+
+    block: Block
+    number: int
+    total: int
+    module: nn.Module
+    walk: Walk
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        """Parameters that may multiply activations, by their name in the model."""
+        prefix = f"{self.block.name}." if self.block.name else ""
+        return {
+            f"{prefix}{owner}.{name}".replace("..", ".") if owner else f"{prefix}{name}": p
+            for owner, part in self.module.named_modules()
+            if not isinstance(part, nn.Embedding)
+            for name, p in part.named_parameters(recurse=False)
+            if p.dim() >= 2 and p.is_floating_point()
+        }
+
+    def gather(
+        self,
+        needs: Collection[str] = (),
+        only: Collection[str] | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Gathered:
+        """One pass of all samples through the block as it is, for the statistics of its layers.
+
+        Args:
+            needs: ``gram``, and ``cross`` where the dense stream runs along.
+            only: Names of layers to look at; default: all.
+            weights: Parameters to look at; default: all of the block.
+        """
+        gathered = Gathered(self.weights() if weights is None else weights, needs, only)
+        self.walk.gather(self.block, gathered)
+        return gathered
+
+
+@dataclass
+class Walk:
+    """The samples on their way through the model."""
+
+    model: nn.Module
+    blocks: Sequence[Block]
+    samples: Sequence[Any]
+    streams: tuple[str, ...]
+    outputs: dict[str, Outputs]
+    position: int = 0
+
+    def run(self, block: Block, sample: int, stream: str, keep: bool) -> None:
+        """One sample through one block."""
+        outputs = self.outputs[stream]
+        module = self.model.get_submodule(block.name)
+        compute = module.forward
+
+        def stop(*args: Any, **kwargs: Any) -> Any:
+            result = compute(*args, **kwargs)
+            if keep:
+                outputs[block.name, sample] = result
+            raise _ReachedError
+
+        with ExitStack() as stack:
+            for name, stand_in in self._stand_ins(outputs, sample):
+                stack.enter_context(_forward(self.model.get_submodule(name), stand_in))
+            stack.enter_context(_forward(module, stop))
+            try:
+                run(self.model, self.samples[sample])
+            except _ReachedError:
+                return
+        raise DataError(
+            f"{block.name} was not reached on sample {sample}, though it was on the first: give "
+            "samples that take the same way through the model"
+        )
+
+    def _stand_ins(self, outputs: Outputs, sample: int) -> Iterator[tuple[str, Callable[..., Any]]]:
+        """What finished blocks do instead of computing.
+
+        Every block of a chain gives what the last one gave: only that goes anywhere. It is copied,
+        as a model may add to it in place.
+        """
+        finished = self.blocks[: self.position]
+        last = {block.chain or block.name: block.name for block in finished}
+        values: dict[str, Any] = {}
+        for block in finished:
+            name = block.name if block.kept else last[block.chain or block.name]
+            if name not in values:
+                values[name] = outputs[name, sample]
+            value = values[name]
+            if name != block.name:
+                yield block.name, lambda *_, value=value, **__: value
+            else:
+                yield block.name, lambda *_, value=value, **__: _copied(value)
+
+    def gather(self, block: Block, gathered: Gathered) -> None:
+        for sample in range(len(self.samples)):
+            valid = token_masks(self.samples[sample])
+            if "cross" in gathered.needs:
+                with gathered.remembering():
+                    self.run(block, sample, "dense", keep=False)
+            with gathered.watching(valid):
+                self.run(block, sample, self.streams[0], keep=False)
+
+    def propagate(self, block: Block, stream: str) -> None:
+        """Every sample through the block as it is, for what the next block sees."""
+        for sample in range(len(self.samples)):
+            self.run(block, sample, stream, keep=True)
+
+    def finish(self, block: Block) -> None:
+        """Forget what only this block needed."""
+        before = self.blocks[: self.position]
+        self.position += 1
+        for other in before:
+            if block.chain and other.chain == block.chain and not other.kept:
+                for outputs in self.outputs.values():
+                    outputs.drop(other.name)
+
+
+def walk(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    propagate: Propagate = "pruned",
+    blocks: Sequence[Block] | None = None,
+    residence: Residence | None = None,
+    spill: str | Path | None = None,
+    resume: Mapping[str, Any] | None = None,
+) -> Iterator[Step]:
+    """Yield the blocks one after another; what the caller does to a block, the next one sees.
+
+    Args:
+        model: Runs in evaluation mode without gradients; modes come back afterwards.
+        data: Batches as everywhere: bare inputs, (inputs..., target) or dicts of keywords.
+        propagate: What the next block is given: ``pruned``, the outputs of the changed block;
+            ``dense``, those of the block as it was; ``both``, the changed ones, while the dense
+            ones run along for ``cross`` statistics.
+        blocks: The blocks; default: ``find_blocks``.
+        residence: Makes the weights of a block present for a while, as ``shards.Streamed`` does.
+        spill: A folder for outputs that do not fit into memory.
+        resume: What ``state`` of an earlier walk gave; blocks before it are skipped.
+
+    Raises:
+        DataError: The model does not run on a batch.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        >>> for step in walk(net, [torch.ones(1, 2)]):
+        ...     nn.init.zeros_(step.module.weight)
+        >>> bool((net(torch.ones(1, 2)) == net[1].bias).all())
+        True
+    """
+    device = device_of(model)
+    samples = [to_device(batch, device) for batch in data]
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        stack.enter_context(unfused())
+        stack.enter_context(_without_cache(model))
+        if blocks is None:
+            blocks = find_blocks(model, lambda: run(model, samples[0]))
+        streams = {"pruned": ("pruned",), "dense": ("dense",), "both": ("pruned", "dense")}
+        outputs = {}
+        for stream in streams[propagate]:
+            folder = None
+            if spill is not None:
+                Path(spill).mkdir(parents=True, exist_ok=True)
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=spill)))
+            outputs[stream] = Outputs(folder)
+        here = Walk(model, blocks, samples, streams[propagate], outputs)
+        if resume is not None:
+            restore(here, resume)
+        for number in range(here.position, len(blocks)):
+            block = blocks[number]
+            with residence(block) if residence is not None else nullcontext():
+                if "dense" in here.streams:
+                    here.propagate(block, "dense")
+                yield Step(block, number, len(blocks), model.get_submodule(block.name), here)
+                if "pruned" in here.streams and number + 1 < len(blocks):
+                    here.propagate(block, "pruned")
+            here.finish(block)
+
+
+def state(here: Walk) -> dict[str, Any]:
+    """What is needed to go on after the blocks that are finished."""
+    return {
+        "position": here.position,
+        "outputs": {
+            stream: [[block, sample, outputs[block, sample]] for block, sample in outputs.values]
+            for stream, outputs in here.outputs.items()
+        },
+    }
+
+
+def restore(here: Walk, saved: Mapping[str, Any]) -> None:
+    """Go on where ``state`` was taken."""
+    here.position = saved["position"]
+    for stream, entries in saved["outputs"].items():
+        for block, sample, value in entries:
+            here.outputs[stream][block, sample] = value
+
+
+def token_masks(batch: Any) -> list[Tensor]:
+    """Masks over tokens among the inputs of a batch, by the names that Hugging Face gives them."""
+    _, kwargs = as_call(inputs_of(batch))
+    names = ("attention_mask", "decoder_attention_mask")
+    return [kwargs[n] for n in names if isinstance(kwargs.get(n), Tensor) and kwargs[n].dim() == 2]
+
+
+@contextmanager
+def _forward(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
+    """Another forward for a while; the module and its attributes stay where they are."""
+    before = module.__dict__.get("forward")
+    module.__dict__["forward"] = function
+    try:
+        yield
+    finally:
+        if before is None:
+            module.__dict__.pop("forward", None)
+        else:
+            module.__dict__["forward"] = before
+
+
+@contextmanager
+def _without_cache(model: nn.Module) -> Iterator[None]:
+    """No key-value cache meanwhile: replayed blocks would leave it out of step."""
+    config = getattr(model, "config", None)
+    before = getattr(config, "use_cache", None)
+    if before is None:
+        yield
+        return
+    config.use_cache = False  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        config.use_cache = before  # type: ignore[union-attr]
+
+
+def _copied(output: Any) -> Any:
+    return tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, output)

@@ -1,0 +1,120 @@
+"""What a solver of one layer is asked for and gives, and masks with exact counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from secateur.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Target:
+    """Which weights of a matrix may stay.
+
+    Attributes:
+        amount: Fraction to remove, in [0, 1].
+        pattern: ``(n, m)``: n of every m consecutive inputs of an output go.
+        keep: A mask that is given, True = stays; the other two are then not looked at.
+    """
+
+    amount: float = 0.5
+    pattern: tuple[int, int] | None = None
+    keep: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A matrix without what was removed.
+
+    Attributes:
+        weight: ``(outputs, inputs)``, zero where ``keep`` is False.
+        keep: Boolean, of the same shape.
+        note: What should be known about how it went; empty if nothing.
+    """
+
+    weight: Tensor
+    keep: Tensor
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A pure function from one layer, its statistics and a target to the pruned layer.
+
+    Attributes:
+        function: ``(weight, stats, target, **options) -> Solved``; weight ``(outputs, inputs)``.
+        needs: ``gram`` and ``cross`` where norms and means of the inputs do not suffice.
+        data: False if it looks at weights alone, so that no calibration is run.
+        options: Keyword arguments of the function.
+    """
+
+    function: Callable[..., Solved]
+    needs: frozenset[str] = frozenset()
+    data: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, weight: Tensor, stats: Any, target: Target) -> Solved:
+        return self.function(weight, stats, target, **self.options)
+
+
+def keep_best(scores: Tensor, target: Target, per: Literal["layer", "row"] = "layer") -> Tensor:
+    """The mask that removes the lowest scores: exactly as many as asked, counted and not compared.
+
+    Of ``n`` scores ``round(amount n)`` go; of equal ones the first goes first.
+
+    Args:
+        scores: ``(outputs, inputs)``, higher = keep.
+        target: What to keep; its ``keep`` is returned if there is one.
+        per: Compare within the layer or within each output. A pattern is always within groups.
+
+    Raises:
+        ConfigError: The number of inputs is no multiple of the pattern's m.
+
+    Example:
+        >>> keep_best(torch.tensor([[3.0, 10.0, 2.0, 2.0]]), Target(0.5))
+        tensor([[ True,  True, False, False]])
+    """
+    if target.keep is not None:
+        return target.keep
+    if target.pattern is not None:
+        gone, group = target.pattern
+        if scores.shape[1] % group:
+            raise ConfigError(
+                f"{scores.shape[1]} inputs cannot be split into groups of {group}: leave this "
+                "layer out with ignore=, or choose another pattern"
+            )
+        return _without_lowest(scores.reshape(-1, group), gone).view(scores.shape)
+    if per == "row":
+        return _without_lowest(scores, round(target.amount * scores.shape[1]))
+    flat = scores.reshape(1, -1)
+    return _without_lowest(flat, round(target.amount * flat.shape[1])).view(scores.shape)
+
+
+def _without_lowest(scores: Tensor, count: int) -> Tensor:
+    order = scores.argsort(dim=1, stable=True)
+    return torch.ones_like(scores, dtype=torch.bool).scatter_(1, order[:, :count], False)
+
+
+def parse_pattern(pattern: str | tuple[int, int] | None) -> tuple[int, int] | None:
+    """``"2:4"`` as ``(2, 4)``: n of every m consecutive inputs go.
+
+    Raises:
+        ConfigError: It is not two whole numbers, 0 < n < m.
+    """
+    if pattern is None:
+        return None
+    parts = pattern.split(":") if isinstance(pattern, str) else list(pattern)
+    try:
+        n, m = (int(part) for part in parts)
+    except (TypeError, ValueError):
+        n, m = 0, 0
+    if not 0 < n < m:
+        raise ConfigError(
+            f'pattern={pattern!r}: write how many of how many inputs go, as "2:4" or "3:4"'
+        )
+    return n, m

@@ -1,0 +1,324 @@
+"""``sparsify``: set weights of a trained model to zero, and let the others make up for it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_model
+from torch import Tensor, nn
+
+from secateur.engine.blocks import find_blocks
+from secateur.engine.checkpoint import digest
+from secateur.engine.layerwise import Job, Row, Solution, solve_blocks
+from secateur.engine.masks import MaskSet
+from secateur.engine.products import Layer
+from secateur.engine.sequential import Propagate
+from secateur.engine.statistics import Stats
+from secateur.engine.target import Target, parse_pattern
+from secateur.errors import ConfigError, DataError, PlanError, StoreError
+from secateur.measure.calling import as_call
+from secateur.methods import registry
+from secateur.names import match_names, unknown
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """What was done, layer by layer.
+
+    Attributes:
+        method: Its name.
+        rows: One a layer, in the order in which they were solved.
+        notes: What should be known: layers that saw no token, Gram matrices that were singular.
+        parameters: Of the whole model, pruned layers and all others.
+        seconds: All of it.
+    """
+
+    method: str
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+    parameters: int
+    seconds: float
+
+    @property
+    def removed(self) -> int:
+        """Weights set to zero."""
+        return sum(row.removed for row in self.rows)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction removed of the layers that were pruned."""
+        return self.removed / max(sum(row.total for row in self.rows), 1)
+
+    @property
+    def overall(self) -> float:
+        """Fraction removed of all parameters."""
+        return self.removed / max(self.parameters, 1)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.method}: {self.removed:,} weights of {len(self.rows)} layers are zero, "
+            f"{self.sparsity:.1%} of these layers and {self.overall:.1%} of the model, "
+            f"in {self.seconds:.0f} s"
+        ]
+        return "\n".join([*lines, *self.notes])
+
+
+@dataclass(frozen=True, repr=False)
+class Sparsified:
+    """A model with zeros inside its weights, and the masks that say where.
+
+    Attributes:
+        model: The pruned model.
+        masks: What stays.
+        report: What was done.
+    """
+
+    model: nn.Module
+    masks: MaskSet
+    report: SparsityReport
+
+    def __repr__(self) -> str:
+        return f"Sparsified({type(self.model).__name__}: {self.report})"
+
+    def save(self, directory: str | Path) -> Path:
+        """Write ordinary safetensors, ``masks.safetensors`` and ``sparsity.json`` to a new folder.
+
+        A Hugging Face model is written by its own ``save_pretrained``, so that plain
+        ``from_pretrained`` loads it.
+
+        Raises:
+            StoreError: The folder is there already, or cannot be written.
+        """
+        folder = Path(directory)
+        if folder.exists():
+            raise StoreError(f"{folder} is there already: give the name of a new folder")
+        unfinished = folder.with_name(f".{folder.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            unfinished.mkdir(parents=True)
+            own = getattr(self.model, "save_pretrained", None)
+            if own is not None:
+                own(unfinished)
+            else:
+                save_model(self.model, str(unfinished / "model.safetensors"))
+            self.masks.save(unfinished / "masks.safetensors")
+            text = json.dumps({**asdict(self.report), "sparsity": self.report.sparsity}, indent=1)
+            (unfinished / "sparsity.json").write_text(text, encoding="utf-8")
+            unfinished.replace(folder)
+        except OSError as error:
+            raise StoreError(
+                f"{folder} could not be written: {error}. Free some space or choose another folder."
+            ) from error
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        return folder
+
+
+def sparsify(
+    model: nn.Module,
+    method: Any = "sparsegpt",
+    *,
+    amount: float | None = None,
+    pattern: str | tuple[int, int] | None = None,
+    data: Iterable[Any] | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+    amounts: Mapping[str, float] | None = None,
+    ignore: Iterable[str] = (),
+    propagate: Propagate = "pruned",
+    true_sequential: bool = False,
+    checkpoint: str | Path | None = None,
+    spill: str | Path | None = None,
+    inplace: bool = False,
+    progress: bool = True,
+    **options: Any,
+) -> Sparsified:
+    """Prune the weights of a trained model's blocks without training.
+
+    The model is walked through block by block: the layers of a block are solved with statistics of
+    what they see behind the blocks that are pruned already. What lies outside of the blocks
+    (embeddings, head) stays dense, and so do biases and norms.
+
+    Args:
+        model: Any module whose blocks repeat, as every transformer's do; else layer by layer.
+        method: Name, (name, options) or ``Method`` with a layer solver.
+        amount: Fraction of each layer to remove, in [0, 1).
+        pattern: Instead: ``"2:4"``, n of every m consecutive inputs of each output go.
+        data: Calibration: batches of bare inputs, (inputs..., target) or dicts of keywords.
+        masks: Masks that are given (True = stays), by parameter; the method only updates weights.
+        amounts: Globs over names -> amount for these layers; the last that matches counts.
+        ignore: Globs over names of layers that stay dense.
+        propagate: What the next block is given: ``pruned`` outputs, ``dense`` ones, or ``both``:
+            the solver sees the pruned inputs and aims at the dense outputs.
+        true_sequential: Gather statistics anew after each group of layers with the same input.
+        checkpoint: Folder for finished blocks: a run that was killed goes on there.
+        spill: Folder for activations that do not fit into memory.
+        inplace: Change ``model`` itself.
+        progress: Show a bar on standard error.
+        **options: Of the method.
+
+    Raises:
+        ConfigError: An unknown name, or a value out of range.
+        DataError: Calibration is missing, empty, does not fit the model, or is not finite.
+        PlanError: The masks are of another model.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> result = sparsify(net, "wanda", amount=0.5, data=[torch.randn(4, 8)], progress=False)
+        >>> result.report.sparsity
+        0.5
+    """
+    began = time.perf_counter()
+    chosen = registry.find(method, amount, **options)
+    if chosen.solver is None:
+        raise ConfigError(
+            f"method {chosen.name} has no solver for one layer: sparsify takes "
+            f"{', '.join(_solvers())}; others are for sec.attach or sec.prune"
+        )
+    solver = chosen.solver
+    if propagate == "both":
+        solver = replace(solver, needs=solver.needs | {"gram", "cross"})
+    parsed = parse_pattern(pattern)
+    if parsed is not None and amount is not None and abs(amount - parsed[0] / parsed[1]) > 1e-9:
+        raise ConfigError(f"amount={amount} contradicts pattern={pattern!r}: leave one out")
+    names = [n for n, _ in model.named_parameters()] + [n for n, _ in model.named_modules() if n]
+    ignored = _matched(ignore, names)
+    own = {n: v for glob, v in (amounts or {}).items() for n in _matched([glob], names)}
+    for name, value in own.items():
+        if not 0 <= value <= 1:
+            raise ConfigError(f"the amount of {name} is {value}: give a fraction in [0, 1]")
+    if masks is not None:
+        MaskSet(masks).check(model)
+
+    def target(layer: Layer) -> Target:
+        module = layer.parameter.rpartition(".")[0]
+        part = own.get(layer.parameter, own.get(module, chosen.amount))
+        if masks is not None and layer.parameter in masks:
+            return Target(keep=layer.of(masks[layer.parameter].contiguous()))
+        return Target(0.5 if part is None else part, parsed)
+
+    def left_alone(parameter: str) -> bool:
+        parts = parameter.split(".")
+        return any(".".join(parts[:i]) in ignored for i in range(1, len(parts) + 1))
+
+    made = model if inplace else copy.deepcopy(model)
+    samples = list(_calibration(model, data)) if solver.data or data is not None else []
+    identity = {
+        "method": repr((chosen.name, sorted(solver.options.items()))),
+        "target": repr((chosen.amount, parsed, sorted(own.items()), sorted(ignored))),
+        "walk": repr((propagate, true_sequential)),
+        "masks": digest(masks) if masks is not None else "",
+        "data": digest(_tensors(samples)),
+        "weights": digest(dict(made.named_parameters())) if checkpoint is not None else "",
+    }
+    job = Job(solver, target, left_alone, true_sequential, identity)
+    if solver.data:
+        solution = solve_blocks(
+            made, samples, job, propagate=propagate, checkpoint=checkpoint, spill=spill,
+            progress=progress,
+        )  # fmt: skip
+    else:
+        solution = _without_data(made, job)
+    report = SparsityReport(
+        chosen.name,
+        tuple(solution.rows),
+        tuple(solution.notes),
+        sum(p.numel() for p in made.parameters()),
+        time.perf_counter() - began,
+    )
+    return Sparsified(made, MaskSet(solution.keep), report)
+
+
+def _solvers() -> list[str]:
+    return [n for n in registry.names("after") if registry.find(n).solver is not None]
+
+
+def _matched(globs: Iterable[str], names: list[str]) -> set[str]:
+    found: set[str] = set()
+    for glob, matched in match_names(globs, names).items():
+        if not matched:
+            raise ConfigError(unknown("layer that matches", glob, names))
+        found.update(matched)
+    return found
+
+
+@torch.no_grad()
+def _without_data(model: nn.Module, job: Job) -> Solution:
+    """Solve every matrix of the blocks, which weights alone decide."""
+    solution = Solution()
+    modules = dict(model.named_modules())
+    for block in find_blocks(model):
+        prefix = f"{block.name}." if block.name else ""
+        for name, p in modules[block.name].named_parameters():
+            owner = modules[(prefix + name).rpartition(".")[0]]
+            plain = isinstance(owner, nn.Linear | nn.modules.conv._ConvNd)
+            if p.dim() < 2 or not plain or job.ignored(prefix + name):
+                continue
+            started = time.perf_counter()
+            matrix = p.detach().flatten(1)
+            layer = Layer(prefix + name, prefix + name, (*matrix.shape,), (*matrix.stride(),))  # type: ignore[arg-type]
+            solved = job.solver(matrix, Stats(layer.name), job.target(layer))
+            matrix.copy_(solved.weight)
+            solution.keep[layer.parameter] = solved.keep.view(p.shape)
+            removed = int((~solved.keep).sum())
+            seconds = time.perf_counter() - started
+            solution.rows.append(
+                Row(layer.name, block.name, removed, matrix.numel(), 0, None, seconds)
+            )
+    if not solution.rows:
+        raise PlanError("no layer of the model was pruned: ignore= matches all of its blocks")
+    return solution
+
+
+def _calibration(model: nn.Module, data: Iterable[Any] | None) -> Iterable[Any]:
+    """The batches, refused where the model cannot take them."""
+    if data is None or isinstance(data, str | bytes | Tensor) or not isinstance(data, Iterable):
+        raise DataError(
+            f"this method needs calibration data, got {type(data).__name__}: give data=, a list or "
+            'loader of batches, as [{"input_ids": ids}, ...]; or method="magnitude"'
+        )
+    config = getattr(model, "config", None)
+    longest = getattr(config, "max_position_embeddings", None)
+    words = getattr(model, "get_input_embeddings", lambda: None)()
+    known = getattr(words, "num_embeddings", None)
+    index = -1
+    for index, batch in enumerate(data):
+        _, kwargs = as_call(batch)
+        ids = kwargs.get("input_ids")
+        if isinstance(ids, Tensor):
+            if not ids.numel():
+                raise DataError(f"calibration batch {index} has no token: give longer text")
+            if known is not None and (int(ids.max()) >= known or int(ids.min()) < 0):
+                raise DataError(
+                    f"calibration batch {index} has the token {int(ids.max())}, but the model "
+                    f"knows {known}: tokenize the text with the model's own tokenizer"
+                )
+            if isinstance(longest, int) and ids.shape[-1] > longest:
+                raise DataError(
+                    f"calibration batch {index} has {ids.shape[-1]} tokens, but the model takes at "
+                    f"most {longest}: cut the text into shorter pieces"
+                )
+        yield batch
+    if index < 0:
+        raise DataError(
+            "calibration has no batch: give at least one (a generator can be read only once)"
+        )
+
+
+def _tensors(value: Any, where: str = "") -> dict[str, Tensor]:
+    """Every tensor of nested batches, by its place."""
+    if isinstance(value, Tensor):
+        return {where: value}
+    pairs: Any = ()
+    if isinstance(value, Mapping):
+        pairs = value.items()
+    elif isinstance(value, list | tuple):
+        pairs = enumerate(value)
+    return {n: t for k, v in pairs for n, t in _tensors(v, f"{where}.{k}").items()}

@@ -1,0 +1,132 @@
+"""The walk from block to block, against whole forwards of the model."""
+
+from typing import Any
+
+import pytest
+import torch
+from networks_tiny import IDS, NETWORKS, llama
+from torch import Tensor, nn
+
+from secateur.engine.gather import Gathered
+from secateur.engine.sequential import token_masks, walk
+from secateur.errors import DataError
+from secateur.measure.calling import unfused
+
+
+def call(model: nn.Module, x: Any) -> Any:
+    return model(**x) if isinstance(x, dict) else model(x)
+
+
+def whole(model: nn.Module, x: Any, weights: Any, needs: set[str]) -> Gathered:
+    """Statistics from one ordinary forward of the whole model."""
+    seen = Gathered(weights, needs)
+    with torch.no_grad(), unfused(), seen.watching(token_masks(x)):
+        call(model, x)
+    return seen
+
+
+def last_grams(data: Any, **how: Any) -> list[Tensor]:
+    """The Gram matrices of the last block."""
+    for step in walk(llama(), data, **how):
+        seen = step.gather({"gram"})
+    return [seen.stats(layer).gram for layer in seen.layers.values()]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_block_sees_what_it_sees_in_the_pruned_model(name: str) -> None:
+    """Each block is changed; the next one's statistics are those of a forward of all of it."""
+    torch.manual_seed(0)
+    build, x, blocks = NETWORKS[name]
+    model = build().eval()
+    data = [x if isinstance(x, dict) else (x,)]
+    steps = 0
+    for step in walk(model, data):
+        needs = set() if name == "resnet" else {"gram"}  # of 4608 inputs: large
+        seen = step.gather(needs)
+        oracle = whole(model, x, step.weights(), needs)
+        assert seen.layers == oracle.layers and seen.layers
+        for layer in seen.layers.values():
+            ours, theirs = seen.stats(layer), oracle.stats(layer)
+            for value in ("input_norm", "input_mean", *needs):
+                got, expected = getattr(ours, value), getattr(theirs, value)
+                torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+            layer.of(step.weights()[layer.parameter]).mul_(0.9)
+        steps += 1
+    assert steps == blocks
+    assert all("forward" not in module.__dict__ for module in model.modules())
+
+
+def test_dense_propagation_sees_the_dense_model() -> None:
+    model, dense = llama(), llama()
+    for step in walk(model, [{"input_ids": IDS}], propagate="dense"):
+        seen = step.gather({"gram"})
+        weights = {n: dense.get_parameter(n) for n in step.weights()}
+        oracle = whole(dense, {"input_ids": IDS}, weights, {"gram"})
+        for layer in seen.layers.values():
+            assert torch.equal(seen.stats(layer).gram, oracle.stats(layer).gram)
+            layer.of(step.weights()[layer.parameter]).zero_()
+
+
+def test_cross_products_pair_the_dense_input_with_the_pruned_one() -> None:
+    model, dense = llama(), llama()
+    inputs: dict[str, dict[str, Tensor]] = {"model": {}, "dense": {}}
+    name = "model.layers.1.mlp.down_proj"
+    for step in walk(model, [{"input_ids": IDS}], propagate="both"):
+        seen = step.gather({"gram", "cross"})
+        if step.number == 1:
+            for key, net in (("model", model), ("dense", dense)):
+                hook = net.get_submodule(name).register_forward_pre_hook(
+                    lambda _, args, key=key: inputs[key].update(x=args[0].flatten(0, 1))
+                )
+                with torch.no_grad():
+                    net(IDS)
+                hook.remove()
+            expected = inputs["dense"]["x"].T @ inputs["model"]["x"] / IDS.numel()
+            got = seen.stats(seen.layers[f"{name}.weight"]).cross
+            torch.testing.assert_close(got, expected)
+        for layer in seen.layers.values():
+            layer.of(step.weights()[layer.parameter]).mul_(0.5)
+
+
+def test_layers_with_the_same_input_share_one_gram() -> None:
+    step = next(iter(walk(llama(), [{"input_ids": IDS}])))
+    groups = [[layer.name.split(".")[-2] for layer in g] for g in step.gather({"gram"}).groups()]
+    shared = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
+    assert groups == shared
+
+
+def test_padding_does_not_count() -> None:
+    build, x, _ = NETWORKS["bert"]
+    model = build().eval()
+    step = next(iter(walk(model, [x])))
+    seen = step.gather({"gram"})
+    name = "encoder.layer.0.attention.self.query.weight"
+    with torch.no_grad():
+        tokens = model.embeddings(x["input_ids"])[x["attention_mask"] == 1]
+    assert seen.stats(seen.layers[name]).tokens == 26
+    torch.testing.assert_close(seen.stats(seen.layers[name]).gram, tokens.T @ tokens / 26)
+
+
+def test_many_batches_are_as_one() -> None:
+    grams = []
+    for data in ([{"input_ids": IDS}], [{"input_ids": row[None]} for row in IDS]):
+        grams.append(last_grams(data))
+    for one, other in zip(*grams, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_outputs_on_disk_are_as_in_memory(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    grams = []
+    for spill in (None, tmp_path):
+        grams.append(last_grams([{"input_ids": IDS}], spill=spill))
+    assert all(torch.equal(a, b) for a, b in zip(*grams, strict=True))
+    assert not list(tmp_path.iterdir())
+
+
+def test_activations_that_are_not_finite_are_named() -> None:
+    model = llama()
+    with torch.no_grad():
+        model.get_parameter("model.layers.0.self_attn.v_proj.weight").fill_(torch.inf)
+    with pytest.raises(DataError, match=r"layers\.0\.self_attn\.o_proj"):
+        for step in walk(model, [{"input_ids": IDS}]):
+            step.gather()
