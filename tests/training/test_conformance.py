@@ -1,6 +1,7 @@
 """Every method that acts on training, on two tiny networks: the promises that all of them make."""
 
 import copy
+import inspect
 from typing import Any
 
 import pytest
@@ -48,12 +49,10 @@ def start(build: Any, name: str, dtype: torch.dtype = torch.float32) -> Any:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
     found = registry.entry(name)
     options: dict[str, Any] = {"every": 2} if "every" in found.options() else {}
-    import inspect
-
     if "amount" in inspect.signature(found.function).parameters:
         options["amount"] = 0.8
     more = {}
-    if "validation" in inspect.signature(sec.attach).parameters:
+    if registry.find(name, **options).gate is not None:  # others train no auxiliaries
         more["validation"] = batches(2, dtype)
     handle = sec.attach(
         net,
