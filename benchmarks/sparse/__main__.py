@@ -115,7 +115,7 @@ def page(cells: dict[tuple[str, str, float | None], dict[str, Any]]) -> str:
         "one seed) on the 10,000 FashionMNIST images that ship with the package, with one method",
         "attached, and tested on the 2,000 that ship. Methods have their default options, but for",
         "`every`, 20 steps, and three strengths (`SHORT` in the script) that suit so short a run.",
-        " *reached* is the measured sparsity of the weights of layers; methods whose",
+        "*reached* is the measured sparsity of the weights of layers; methods whose",
         "sparsity follows from other settings show what they got. One seed: differences below",
         "about one point mean nothing (two standard errors on 2,000 images are 1.5 points).",
         "",

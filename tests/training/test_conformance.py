@@ -52,7 +52,8 @@ def start(build: Any, name: str, dtype: torch.dtype = torch.float32) -> Any:
     if "amount" in inspect.signature(found.function).parameters:
         options["amount"] = 0.8
     more = {}
-    if registry.find(name, **options).gate is not None:  # others train no auxiliaries
+    gate = registry.find(name, **options).gate
+    if gate is not None and gate.auxiliaries("w", torch.ones(2, 2), torch.Generator()):
         more["validation"] = batches(2, dtype)
     handle = sec.attach(
         net,

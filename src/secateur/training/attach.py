@@ -133,14 +133,17 @@ def attach(
         masks={n: torch.ones_like(p, dtype=torch.bool) for n, p in parameters.items()},
     )
     if example_inputs is not None and data is None:
-        data = [example_inputs]
-    if validation is not None and found.gate is None:
-        raise ConfigError(f"method {found.name!r} trains no auxiliaries: leave out validation=")
+        several = isinstance(example_inputs, tuple | list)
+        data = [(*example_inputs, None) if several else example_inputs]  # inputs without a target
     stream = None if validation is None else Stream(validation)
     sources = Sources(data, loss, seed, stream)
     handle = Handle(found, moment, cut, schedule, sources, allow_empty, scaler)
     if found.gate is not None:
         handle.gated = Gated(found.gate, cut, moment)
+    if validation is not None and not (handle.gated and handle.gated.tensors()):
+        handle.detach()
+        raise ConfigError(f"method {found.name!r} trains no auxiliaries: leave out validation=")
+    if handle.gated is not None:
         handle.refresh_gate()
     elif (
         found.criterion is not None
