@@ -53,7 +53,8 @@ def start(build: Any, name: str, dtype: torch.dtype = torch.float32) -> Any:
         options["amount"] = 0.8
     more = {}
     gate = registry.find(name, **options).gate
-    if gate is not None and gate.auxiliaries("w", torch.ones(2, 2), torch.Generator()):
+    aux = gate.auxiliaries("w", torch.ones(2, 2), torch.Generator()) if gate is not None else {}
+    if any(t.is_floating_point() for t in aux.values()):  # these are trained
         more["validation"] = batches(2, dtype)
     handle = sec.attach(
         net,
