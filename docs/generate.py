@@ -74,9 +74,9 @@ def tree() -> str:
         indent = "  " * (len(inside.parts) - 1)
         if path.name == "__init__.py":
             name = f"{'  ' * (len(inside.parts) - 2)}{inside.parent.name or 'secateur'}/"
-            lines.append(f"{name:<30}{about}".rstrip())
+            lines.append(f"{name:<29} {about}".rstrip())
         else:
-            lines.append(f"{indent + path.name:<30}{about}".rstrip())
+            lines.append(f"{indent + path.name:<29} {about}".rstrip())
     return "\n".join([*lines, "```"])
 
 

@@ -30,7 +30,7 @@ def test_examples_run(name, monkeypatch):
     for package in PACKAGES:  # what an example registers goes away again
         registry = importlib.import_module(f"secateur.{package}")
         if hasattr(registry, "registry"):
-            registry.names()
+            registry.registry.names()
             monkeypatch.setattr(registry.registry, "_REGISTRY", dict(registry.registry._REGISTRY))
     result = doctest.testmod(module, extraglobs={"torch": torch, "nn": nn, "trace": trace})
     assert result.failed == 0
