@@ -11,7 +11,9 @@ from secateur.recovery.registry import members
 
 
 def test_every_member_is_found_is_frozen_and_follows_the_protocol():
-    assert names() == ["bn", "distil", "fine-tune", "least-squares", "none"]
+    assert names() == sorted(
+        ["bn", "distil", "fine-tune", "from-scratch", "least-squares", "none", "rewind"]
+    )
     for name in names():
         value = recovery(name)
         assert isinstance(value, Recovery)

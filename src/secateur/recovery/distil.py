@@ -141,7 +141,8 @@ class Distil:
                 "features": list(self.features or ()),
                 "feature_weight": self.feature_weight,
             }
-            return train(model, require(data, "Distil"), loss_of, self.base, "distil", **settings)
+            batches = require(data, "Distil")
+            return train(model, batches, loss_of, self.base, "distil", plan, **settings)
 
 
 def _watch(network: nn.Module, role: str, name: str, seen: dict[tuple[str, str], Tensor]) -> Any:
