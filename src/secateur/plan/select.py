@@ -22,6 +22,7 @@ from secateur.graph.forward import uncollected
 from secateur.names import match_names, unknown
 from secateur.plan import budget
 from secateur.plan.plan import Plan
+from secateur.plan.show import narrow
 from secateur.scope.order import Limits, Order, order
 
 HEADS = {"head", "kv_head", "query"}
@@ -182,7 +183,8 @@ def plan(
             return masks_for(candidates, 1.0)
 
     with uncollected():
-        return _prepared(graph, select, scored, made_by, notes, keep, check=check)
+        made = _prepared(graph, select, scored, made_by, notes, keep, check=check)
+    return replace(made, notes=(*made.notes, *narrow(made)))
 
 
 def _prepared(
