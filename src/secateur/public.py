@@ -1,7 +1,7 @@
 """The public names, all of them; the package takes them from here when one is first used."""
 
 from secateur import criteria, errors, recovery, report, schedule, scope, zoo
-from secateur.analyse import pareto, sensitivity
+from secateur.analyse import language, pareto, sensitivity
 from secateur.engine.masks import MaskSet
 from secateur.errors import SecateurError
 from secateur.graph import Graph, UnitClass, rule, trace
@@ -32,6 +32,7 @@ __all__ = [
     "attach",
     "criteria",
     "errors",
+    "language",
     "load",
     "masked",
     "measure",
