@@ -244,7 +244,7 @@ def _tokens(tokenizer: Any, text: str, least: int) -> Tensor:
 
 
 def _record(tokenizer: Any, text: str, source: str, number: int, length: int) -> dict[str, Any]:
-    vocabulary = getattr(tokenizer, "get_vocab", dict)()
+    vocabulary: dict[str, int] = getattr(tokenizer, "get_vocab", dict)()
     spelled = "\n".join(f"{k}\t{v}" for k, v in sorted(vocabulary.items()))
     return {
         "source": source,
