@@ -129,6 +129,7 @@ def attach(
         generator=torch.Generator().manual_seed(seed ^ OWN_STREAM),
         optimizer=optimizer,
         model=model,
+        units=cut,
         parameters=parameters,
         masks={n: torch.ones_like(p, dtype=torch.bool) for n, p in parameters.items()},
     )

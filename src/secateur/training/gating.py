@@ -134,9 +134,13 @@ class Gated:
         """Put gradients of a validation batch in place of the auxiliaries' own (bilevel)."""
         trained, moment = self.tensors(), self.moment
         batch = stream.batch(moment.step)
-        with torch.enable_grad(), frozen_statistics(moment.model):
-            value = task_loss(run(moment.model, batch), batch, loss)
-            grads = torch.autograd.grad(value, trained, allow_unused=True)
+        moment.validating = True
+        try:
+            with torch.enable_grad(), frozen_statistics(moment.model):
+                value = task_loss(run(moment.model, batch), batch, loss)
+                grads = torch.autograd.grad(value, trained, allow_unused=True)
+        finally:
+            moment.validating = False
         for t, g in zip(trained, grads, strict=True):
             t.grad = g
 
