@@ -117,7 +117,10 @@ def _global(
         mask = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
         mask[order[: _nearest(size.to(order.device)[order], budget - taken)]] = True
     counts = [int(m.sum()) for m in mask.split([len(s) for s in others.values()])]
-    return {**dict.fromkeys(scores, 0), **{n: k + least for n, k in zip(names, counts, strict=True)}}
+    return {
+        **dict.fromkeys(scores, 0),
+        **{n: k + least for n, k in zip(names, counts, strict=True)},
+    }
 
 
 def _without(values: Tensor, place: int | None) -> Tensor:
