@@ -109,8 +109,8 @@ def _global(
     taken = sum(units.sizes[n] for n in best)
     flat = torch.cat(list(others.values()))
     if len({units.sizes[n] for n in names}) == 1:
-        size = units.sizes[names[0]]
-        mask = keep_top(flat, _nearest(torch.full((len(flat),), size), budget - taken))
+        alike = torch.full((len(flat),), units.sizes[names[0]])
+        mask = keep_top(flat, _nearest(alike, budget - taken))
     else:
         order = flat.argsort(descending=True, stable=True)
         size = torch.cat([torch.full((len(s),), units.sizes[n]) for n, s in others.items()])
