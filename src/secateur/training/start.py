@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from secateur.engine import ranks
 from secateur.training.handle import Handle
 
 
@@ -39,7 +40,7 @@ def first_masks(handle: Handle) -> None:
                 scores = _with_dense(handle, dense)
             else:
                 scores = handle.score(method.first or method.criterion, None)
-                scores = {n: s.masked_fill(~moment.masks[n], -torch.inf) for n, s in scores.items()}
+                scores = handle.below_masked(scores)
         moment.masks = handle.chosen(scores, 1 - density, method.first_scope)
         for n, p in moment.parameters.items():
             p.copy_(dense[n])
@@ -56,12 +57,14 @@ def _with_dense(handle: Handle, dense: dict[str, torch.Tensor]) -> dict[str, tor
 
     moment, sources = handle.moment, handle.sources
     criterion = criteria.find(handle.method.criterion)
-    measured = collect(
-        moment.model,
-        criterion.needs,
-        sources.data,
-        loss=sources.loss,
-        parameters=list(moment.parameters),
-        seed=sources.seed,
-    ).tensors
+    ranks.require_whole(moment.model, f"criterion {criterion.name!r}")
+    with ranks.together():
+        measured = collect(
+            moment.model,
+            criterion.needs,
+            sources.data,
+            loss=sources.loss,
+            parameters=list(moment.parameters),
+            seed=sources.seed,
+        ).tensors
     return {n: criterion(w, measured.get(n, Stats(n))) for n, w in dense.items()}
