@@ -23,7 +23,7 @@ LAYERS = (
     ("plan",),
     ("methods", "report"),
     ("training",),
-    ("result",),
+    ("result", "settled"),
     ("prune", "sparsify"),
     ("analyse", "integrations"),
     ("public",),
