@@ -18,7 +18,9 @@ INPUTS = {"input_ids": tokens()}
 
 def hidden() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3))
+    return nn.Sequential(
+        nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3)
+    )
 
 
 def test_a_method_is_its_parts_said_one_by_one() -> None:
@@ -54,7 +56,9 @@ def test_a_budget_takes_the_place_of_the_methods_amount() -> None:
     before = sum(p.numel() for p in model.parameters())
     result = sec.prune(model, INPUTS, method="wanda_sp", keep={"params": 0.85}, data=batches(),
                        **QUIET)  # fmt: skip
-    assert sum(p.numel() for p in result.model.parameters()) / before == pytest.approx(0.85, abs=0.02)
+    assert sum(p.numel() for p in result.model.parameters()) / before == pytest.approx(
+        0.85, abs=0.02
+    )
 
 
 def test_options_and_methods_of_ones_own() -> None:

@@ -347,7 +347,13 @@ def _classes(
     return parts
 
 
-_SCORERS = {"element": _elements, "filter": _filters, "input": _inputs, "norm": _norms, "class": _classes}
+_SCORERS = {
+    "element": _elements,
+    "filter": _filters,
+    "input": _inputs,
+    "norm": _norms,
+    "class": _classes,
+}
 
 
 def _values(tensor: Tensor, name: str) -> Tensor:

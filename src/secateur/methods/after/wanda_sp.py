@@ -16,6 +16,4 @@ def wanda_sp(amount: float = 0.2) -> Method:
         >>> wanda_sp(0.2).criterion
         'wanda'
     """
-    return Method(
-        amount, criterion="wanda", granularity="channel", kinds=("head", "channel")
-    )
+    return Method(amount, criterion="wanda", granularity="channel", kinds=("head", "channel"))
