@@ -115,7 +115,10 @@ def prune(
     if evaluate is not None and not callable(evaluate):
         raise ConfigError(f"evaluate={evaluate!r}: give a function from a model to a number")
     said = {
-        "criterion": criterion, "scope": scope, "recovery": recovery, "schedule": schedule,
+        "criterion": criterion,
+        "scope": scope,
+        "recovery": recovery,
+        "schedule": schedule,
         **selection,
     }
     chosen = removing(method, amount)

@@ -1,4 +1,4 @@
-"""``sec.prune(method=...)``: a method settles what the user says nothing about, and nothing else."""
+"""``sec.prune(method=...)``: a method settles what the user says nothing about, no more."""
 
 from typing import Any
 
