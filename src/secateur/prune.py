@@ -170,7 +170,7 @@ def prune(
         cost = _measured(made, example_inputs, model, measure)
     if healers:
         seen = replace(seen, healed_weights=weights_of(made, like=seen.dense_weights))
-    asked = {"method": _named(method), "recovery": _named(recovery)}
+    asked: dict[str, Any] = {"method": _named(method), "recovery": _named(recovery)}
     asked |= {"schedule": _named(schedule), "steps": len(targets)}
     record = make_record(graph, plan, made, seen, cost, proof, metric, history, asked, seed)
     if inplace:

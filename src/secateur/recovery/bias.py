@@ -91,12 +91,10 @@ class Bias:
 
 
 @torch.no_grad()
-def add_to_bias(layer: nn.Module, shift: torch.Tensor) -> None:
+def add_to_bias(layer: Any, shift: torch.Tensor) -> None:
     """Add to a layer's bias, which is made where there is none."""
-    weight: Any = layer.weight
+    shift = shift.to(layer.weight.device, layer.weight.dtype)
     if layer.bias is None:
-        layer.bias = nn.Parameter(
-            shift.to(weight.device, weight.dtype), requires_grad=weight.requires_grad
-        )
+        layer.bias = nn.Parameter(shift, requires_grad=layer.weight.requires_grad)
     else:
-        layer.bias += shift.to(weight.device, weight.dtype)
+        layer.bias += shift
