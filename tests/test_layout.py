@@ -25,7 +25,7 @@ LAYERS = (
     ("training",),
     ("result", "settled"),
     ("prune", "sparsify"),
-    ("analyse", "integrations"),
+    ("analyse", "integrations", "lottery"),
     ("public",),
     ("__init__",),
     ("cli",),
