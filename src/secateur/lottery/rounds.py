@@ -84,7 +84,8 @@ def tickets(
 ) -> tuple[Ticket, ...]:
     r"""Prune a trained network in ``steps`` rounds, with a recovery after each.
 
-    After round $l$ of $n$ the fraction $(1 - a)^{l/n}$ is left, exactly, where $a$ is ``amount``.
+    After round $l$ of $n$ the fraction $(1 - a)^{l/n}$ is left, exactly, where $a$ is ``amount``;
+    of each layer at least one unit.
 
     Args:
         model: The trained network; it stays as it is.
