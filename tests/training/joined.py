@@ -1,5 +1,6 @@
-"""Runs of two processes that train one network: ``python joined.py RANK MEETING OUT``."""
+"""Runs of two processes that train one network: ``python joined.py MEETING OUT``."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -175,7 +176,7 @@ def refused(rank: int, world: int) -> dict[str, Any]:
     return found
 
 
-def main(rank: int, meeting: str, out: str) -> None:
+def rank_of(meeting: str, out: str, rank: int) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     found = {
@@ -185,10 +186,13 @@ def main(rank: int, meeting: str, out: str) -> None:
         "broken": broken(rank, 2),
         "refused": refused(rank, 2),
     }
-    save_state(Path(out), found)
+    save_state(Path(f"{out}{rank}"), found)
     distributed.barrier()
     distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+    child = os.fork()  # of a process that has imported torch and done nothing yet
+    rank_of(*sys.argv[1:], rank=int(child == 0))
+    if child:
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

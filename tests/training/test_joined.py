@@ -17,20 +17,10 @@ from secateur.engine.checkpoint import load_state
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes has found, all runs in one start of them."""
     folder = tmp_path_factory.mktemp("joined")
-    script = str(Path(joined.__file__))
-    outs = [folder / f"rank{rank}" for rank in (0, 1)]
-    running = [
-        subprocess.Popen(
-            [sys.executable, script, str(rank), str(folder / "meeting"), str(out)],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, out in enumerate(outs)
-    ]
-    for process in running:
-        _, error = process.communicate(timeout=240)
-        assert process.returncode == 0, error[-3000:]
-    return [load_state(out) for out in outs]
+    command = [sys.executable, str(Path(joined.__file__)), str(folder / "meeting"), f"{folder}/"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [load_state(folder / rank) for rank in "01"]
 
 
 def same(a: Any, b: Any) -> bool:

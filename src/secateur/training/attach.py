@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from secateur.methods.registry import Method, find
 from secateur.schedule import registry as schedules
 from secateur.training.gating import Gated
 from secateur.training.handle import ATTACHED, Handle, Sources
+from secateur.training.resume import restore
 from secateur.training.start import first_masks
 from secateur.training.validation import Stream
 
@@ -44,6 +45,7 @@ def attach(
     allow_empty: bool = False,
     scaler: Any = None,
     seed: int = 0,
+    state: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Handle:
     r"""Let a method act on training; the loop stays as it is.
@@ -73,6 +75,8 @@ def attach(
         allow_empty: Whether a layer may lose all its weights; otherwise its best unit stays.
         scaler: The loop's ``GradScaler``, for methods that train auxiliaries.
         seed: Of everything random.
+        state: What ``handle.state_dict()`` was, to go on there: nothing is scored, and weights that
+            were loaded before stay as they are.
         **options: Of the method.
 
     Returns:
@@ -82,6 +86,7 @@ def attach(
         ConfigError: An unknown method or option, an amount outside [0, 1), a schedule without
             ``steps``, parameters that the optimizer does not hold, a second attachment, or ranks
             that disagree.
+        StoreError: A state of another method or model.
         DataError: Weights that are not finite, or data that are missing.
 
     Example:
@@ -159,10 +164,28 @@ def attach(
     if validation is not None and not (handle.gated and handle.gated.tensors()):
         handle.detach()
         raise ConfigError(f"method {found.name!r} trains no auxiliaries: leave out validation=")
+    try:
+        if state is not None:
+            restore(handle, state)
+        else:
+            _begin(handle, method)
+        handle.obey()
+    except BaseException:
+        handle.detach()
+        raise
+    _hook(handle)
+    return handle
+
+
+def _begin(handle: Handle, method: Any) -> None:
+    """The first masks."""
+    moment, found, schedule = handle.moment, handle.method, handle.schedule
     if handle.gated is not None:
         handle.refresh_gate()
     elif isinstance(method, MaskSet):
-        moment.masks = {n: ranks.like(method[n].to(p.device), p) for n, p in parameters.items()}
+        moment.masks = {
+            n: ranks.like(method[n].to(p.device), p) for n, p in moment.parameters.items()
+        }
     elif (
         found.criterion is not None
         and not found.soft
@@ -171,9 +194,6 @@ def attach(
         first_masks(handle)
     if found.rule is not None:
         found.rule.start(moment)
-    handle.obey()
-    _hook(handle)
-    return handle
 
 
 def _prunable(

@@ -184,9 +184,9 @@ class Handle:
     def _follow_masks(self) -> None:
         """Where masks are new, zero weights and slots; all ranks must have the same."""
         changed = self._factors.changed()
+        self._agree(changed)
         for name in changed:
             self.moment.clear(name, ~self.moment.masks[name])
-        self._agree(changed)
 
     def _agree(self, changed: list[str]) -> None:
         masks = self.moment.masks  # shards are parts of what each rank has chosen whole
@@ -350,7 +350,10 @@ class Handle:
         return state_of(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken; load the model's and the optimizer's first.
+        """Go on where ``state_dict`` was taken.
+
+        Attaching has already zeroed what the first masks do not keep: load the model's weights
+        after that, or give ``state=`` to ``sec.attach`` instead.
 
         Raises:
             StoreError: The state is of another method or model, or damaged; nothing was changed.

@@ -32,18 +32,20 @@ def first_masks(handle: Handle) -> None:
     amount = moment.target if handle.schedule is None else handle.schedule.at(0.0)
     dense = {n: p.detach().clone() for n, p in moment.parameters.items()}
     for density in densities(amount, method.rounds, method.linear_rounds):
-        if method.rounds > 1:
+        try:
+            if method.rounds > 1:
+                for n, p in moment.parameters.items():
+                    p.mul_(moment.masks[n])
+            with torch.enable_grad():
+                if method.revive:
+                    scores = _with_dense(handle, dense)
+                else:
+                    scores = handle.score(method.first or method.criterion, None)
+                    scores = handle.below_masked(scores)
+        finally:
             for n, p in moment.parameters.items():
-                p.mul_(moment.masks[n])
-        with torch.enable_grad():
-            if method.revive:
-                scores = _with_dense(handle, dense)
-            else:
-                scores = handle.score(method.first or method.criterion, None)
-                scores = handle.below_masked(scores)
+                p.copy_(dense[n])
         moment.masks = handle.chosen(scores, 1 - density, method.first_scope)
-        for n, p in moment.parameters.items():
-            p.copy_(dense[n])
     moment.amount = amount
     empty = [n for n, m in moment.masks.items() if not bool(m.any())]
     if empty:
