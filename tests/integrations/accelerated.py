@@ -5,6 +5,7 @@ import socket
 import sys
 
 import torch
+import torch._dynamo  # optimizers import it: once, before the process forks
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # optimizers import it: once, before the process forks
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # optimizers import it: once, before the process forks
 from torch import nn
 
 import secateur as sec
