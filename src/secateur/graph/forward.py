@@ -6,13 +6,11 @@ import copy
 import functools
 import gc
 import logging
-import operator
 import random
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -240,10 +238,10 @@ def clean_caches() -> Iterator[None]:
 
 @functools.lru_cache(maxsize=1)
 def _caches(_modules_loaded: int) -> list[Any]:
-    kind = functools._lru_cache_wrapper
+    kind: Any = functools._lru_cache_wrapper
     ours = ("torch", "secateur", "functools", "re", "typing")
-    objects = gc.get_objects()
-    found = compress(objects, map(functools.partial(operator.is_, kind), map(type, objects)))
+    # Every object refers to its type, and asking the collector is faster than looking at them all.
+    found = (o for o in gc.get_referrers(kind) if type(o) is kind)
     return [o for o in found if str(o.__module__).partition(".")[0] not in ours]
 
 
@@ -298,6 +296,7 @@ def run(
         stack.enter_context(quiet_kernels())
         stack.enter_context(torch.no_grad())
         mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
+        memory = Remembered(mode) if mode is not None else None
         parameters = {id(p) for p in model.parameters()}
 
         def convert(t: Any) -> Any:
@@ -308,17 +307,11 @@ def run(
             return t.detach() if id(t) in parameters else t.detach().clone()
 
         tensors = named_tensors(model)
-        if state is None:
-            tensors = {n: convert(t) for n, t in tensors.items()}
+        if memory is not None:
+            stands = {n: t if state is None else state(n, t) for n, t in tensors.items()}
+            tensors = memory.fakes(stands, {n: t.device for n, t in tensors.items()})
         else:
-            tensors = {n: state(n, t) for n, t in tensors.items()}
-            if mode is not None:
-                with mode:  # a stand-in has only a shape; it takes the device of the original
-                    devices = {n: t.device for n, t in named_tensors(model).items()}
-                    tensors = {
-                        n: torch.empty(t.shape, dtype=t.dtype, device=devices[n])
-                        for n, t in tensors.items()
-                    }
+            tensors = {n: convert(t) if state is None else state(n, t) for n, t in tensors.items()}
         if mode is not None and parameters and all(p.is_meta for p in model.parameters()):
             args, kwargs = tree_map(_to_meta, (args, kwargs))
         args, kwargs = tree_map(convert, (args, kwargs))
@@ -327,11 +320,11 @@ def run(
                 on_tensor(name, t)
             for t in tensors_in((args, kwargs)):
                 on_tensor(None, t)
-        if mode is not None:
+        if mode is not None and memory is not None:
             stack.enter_context(clean_caches())
             stack.enter_context(_silent_fakes())
             stack.enter_context(mode)
-            stack.enter_context(Remembered(mode))
+            stack.enter_context(memory)
         for m in modes:
             stack.enter_context(m)
         return torch.func.functional_call(model, tensors, args, kwargs, tie_weights=True)

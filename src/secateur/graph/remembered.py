@@ -2,17 +2,22 @@
 
 Networks repeat their blocks, so most operators of a forward have run with arguments of the same
 shapes already. Torch's fake tensors remember results too, but find them by so much of each tensor
-that finding takes most of the time of a trace.
+that finding takes most of the time of a trace; and what is new they work out by a hundred times
+more steps than the same operator takes on the meta device, which knows shapes as well.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_impls import op_implementations_dict
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.nn.parameter import Buffer, Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _UNFIT = {
@@ -24,6 +29,7 @@ _UNFIT = {
 
 _MOST = 50_000
 _answers: dict[Any, Any] = {}  # metadata only, the same for every fake mode
+_UNASKED = object()
 
 
 class Remembered(TorchDispatchMode):
@@ -36,22 +42,25 @@ class Remembered(TorchDispatchMode):
     def __init__(self, mode: FakeTensorMode) -> None:
         super().__init__()
         self.mode = mode
+        self._attributes: dict[torch.device, dict[str, Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors: list[FakeTensor] = []
         signs = _signs(args, tensors), _signs(kwargs.items(), tensors)
-        asked = (func, torch.get_default_dtype(), *signs)
         if not tensors or None in signs or not _is_fit(func):
             return func(*args, **kwargs)
-        if asked in _answers:
-            answer = _answers[asked]
-            return func(*args, **kwargs) if answer is None else self._again(answer, tensors)
-        result = func(*args, **kwargs)
-        if len(_answers) > _MOST:
-            _answers.clear()
-        _answers[asked] = _answer(result, tensors)
-        return result
+        asked = (id(func), torch.get_default_dtype(), *signs)
+        answer = _answers.get(asked, _UNASKED)
+        if answer is _UNASKED:
+            if len(_answers) > _MOST:
+                _answers.clear()
+            answer = _answers[asked] = self._on_meta(func, args, kwargs, tensors)
+            if answer is None:
+                result = func(*args, **kwargs)
+                _answers[asked] = _answer(result, tensors)
+                return result
+        return func(*args, **kwargs) if answer is None else self._again(answer, tensors)
 
     def _again(self, answer: Any, tensors: list[FakeTensor]) -> Any:
         kind, parts = answer
@@ -61,10 +70,95 @@ class Remembered(TorchDispatchMode):
                 if of is None:
                     hollow = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
                 else:
+                    memory = tensors[of].untyped_storage()
                     hollow = torch.empty(0, dtype=dtype, device="meta")
-                    hollow.set_(tensors[of].untyped_storage(), offset, shape, stride)
-                made.append(FakeTensor(self.mode, hollow, device))
+                    hollow.set_(memory, offset, shape, stride)
+                made.append(self.fake(hollow, device))
         return made[0] if kind is None else kind(made)
+
+    def fakes(
+        self, tensors: Mapping[str, Tensor], devices: Mapping[str, torch.device]
+    ) -> dict[str, Tensor]:
+        """Fake tensors like these, on the given devices.
+
+        Torch's own conversion, which takes longer, knows all kinds of tensors; it is asked about
+        all but those of the plain kind, which nearly all parameters and buffers are.
+        """
+        held = Counter(_storage(t) for t in tensors.values() if _is_ordinary(t))
+        made: dict[str, Tensor] = {}
+        for name, t in tensors.items():
+            if _is_ordinary(t) and held[_storage(t)] == 1 and not t.storage_offset():
+                hollow = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
+                made[name] = self.fake(hollow.requires_grad_(t.requires_grad), devices[name])
+            else:
+                made[name] = self.mode.from_tensor(t, static_shapes=True)
+        return made
+
+    def fake(self, hollow: Tensor, device: torch.device) -> FakeTensor:
+        """A tensor without data on the meta device as one that says it is on another.
+
+        All fake tensors of a mode and device have the same attributes, so they are worked out once.
+        """
+        attributes = self._attributes.get(device)
+        if attributes is None:
+            first = FakeTensor(self.mode, hollow, device)
+            self._attributes[device] = dict(vars(first))
+            return first
+        made = Tensor._make_subclass(
+            FakeTensor,
+            hollow,
+            hollow.requires_grad,
+            dispatch_device=True,
+            device_for_backend_keys=device,
+        )
+        vars(made).update(attributes)
+        return made
+
+    def _on_meta(self, func: Any, args: Any, kwargs: Any, tensors: list[FakeTensor]) -> Any:
+        """The answer of the meta device; None if fake tensors may have another."""
+        device = tensors[0].fake_device
+        if not _is_plain(func) or any(t.fake_device != device for t in tensors):
+            return None
+        if any(map(_is_channels_last, tensors)):
+            return None  # whether the results are laid out like that depends on the device
+        with unset_fake_temporarily():
+            hollows: list[Tensor] = []
+            try:
+                result = func(*_hollow(args, hollows), **_hollow(kwargs, hollows))
+            except Exception:  # noqa: BLE001 - the fake mode gives the proper error, or knows more
+                return None
+            return _answer(result, hollows, device)
+
+
+def _hollow(value: Any, hollows: list[Tensor]) -> Any:
+    """The arguments with plain tensors on the meta device, which are collected, for fake ones."""
+    if isinstance(value, FakeTensor):
+        hollow = torch.empty(0, dtype=value.dtype, device="meta")
+        memory = value.untyped_storage()
+        hollow.set_(memory, value.storage_offset(), value.shape, value.stride())
+        hollows.append(hollow)
+        return hollow
+    if isinstance(value, tuple | list):
+        return [_hollow(v, hollows) for v in value]
+    if isinstance(value, dict):
+        return {k: _hollow(v, hollows) for k, v in value.items()}
+    return value
+
+
+def _is_ordinary(t: Tensor) -> bool:
+    """True if shape, strides and dtype say all of a tensor but its values."""
+    return (
+        type(t) in (Tensor, Parameter, Buffer)
+        and t.layout == torch.strided
+        and not (t.is_quantized or t.is_complex())
+    )
+
+
+def _is_channels_last(t: Tensor) -> bool:
+    """True for an image whose channels are not laid out as planes, one after another."""
+    if t.dim() < 4 or t.stride(1) != 1:
+        return False
+    return t.stride() != torch.empty(t.shape, device="meta").stride()
 
 
 def _signs(values: Any, tensors: list[FakeTensor]) -> tuple[Any, ...] | None:
@@ -109,14 +203,42 @@ def _is_fit(func: Any) -> bool:
     return not (func._schema.is_mutable or _UNFIT & set(func.tags) or packet.startswith("lift"))
 
 
-def _answer(result: Any, tensors: list[FakeTensor]) -> Any:
-    """The results as metadata; None if new ones cannot be made from that."""
+_AS_ON_META = {
+    "view",
+    "_unsafe_view",
+    "select",
+    "slice",
+    "embedding",
+    "convolution",
+    "native_layer_norm",
+}
+
+
+@cache
+def _is_plain(func: Any) -> bool:
+    """True if fake tensors leave the operator to the meta device, as most of torch's own."""
+    if func.namespace != "aten" or any(a.name == "device" for a in func._schema.arguments):
+        return func is torch.ops.aten._to_copy.default
+    return func not in op_implementations_dict or func.overloadpacket.__name__ in _AS_ON_META
+
+
+def _answer(result: Any, tensors: Sequence[Any], device: torch.device | None = None) -> Any:
+    """The results as metadata; None if new ones cannot be made from that.
+
+    Args:
+        result: What the operator gave.
+        tensors: What it was given.
+        device: Where the results would be, if they are on the meta device.
+    """
     several = isinstance(result, tuple | list)
-    outs = list(result) if several else [result]
+    outs: list[Any] = list(result) if several else [result]
     memory = [_storage(t) for t in tensors]
+    kind: Any = FakeTensor if device is None else Tensor
     parts, fresh = [], set()
     for out in outs:
-        if type(out) is not FakeTensor or out.constant is not None or out.requires_grad:
+        if type(out) is not kind or out.requires_grad:
+            return None
+        if out.constant is not None if device is None else not out.is_meta:
             return None
         if out.layout != torch.strided or out.is_complex() or any(out is t for t in tensors):
             return None
@@ -126,7 +248,9 @@ def _answer(result: Any, tensors: list[FakeTensor]) -> Any:
         fresh.add(_storage(out))
         if not shared and out.storage_offset():
             return None
-        parts.append((*_metadata(out), shared[0] if shared else None))
+        where = out.fake_device if device is None else device
+        about = out.shape, out.stride(), out.dtype, out.storage_offset(), where
+        parts.append((*about, shared[0] if shared else None))
     return type(result) if several else None, parts
 
 
