@@ -146,6 +146,46 @@ def test_against_reports_dense_over_pruned_and_is_json():
     assert "speed-up" in str(result)
 
 
+def test_a_sparse_model_is_measured_in_every_format_and_beside_the_sparse_kernel():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 4))
+    with torch.no_grad():
+        model[0].weight.mul_(torch.rand(512, 256) < 0.02)
+    a, b = int(model[0].weight.count_nonzero()), model[2].weight.numel()
+    found = measure(model, torch.randn(64, 256), repeats=3, threads=1)
+    biases = 512 + 4
+    assert found.storage == {
+        "dense": 512 * 256 + b + biases,
+        "coo": 3 * (a + b) + biases,
+        "csr": 2 * (a + b) + 512 + 4 + 2 + biases,
+        "csc": 2 * (a + b) + 256 + 512 + 2 + biases,
+        "bitmask": a + b + (512 * 256 + b) // 32 + biases,
+    }
+    csr = found.csr
+    assert (csr.layer, csr.rows, csr.columns, csr.tokens) == ("0", 512, 256, 64)
+    assert csr.zeros == pytest.approx(0.98, abs=0.005)
+    assert csr.csr_ms[0] > csr.csr_ms[-1] > 0  # fifty times as many products
+    quicker = [s for s, ms in zip(csr.sparsities, csr.csr_ms, strict=True) if ms < csr.dense_ms]
+    assert (csr.break_even is None) == (csr.sparsities[-1] not in quicker)
+    for words in (
+        "stored as    dense",
+        f"csr {found.storage['csr']:,}",
+        "CSR kernel   ",
+        "64 rows",
+    ):
+        assert words in str(found)
+    would = csr.break_even is not None and csr.break_even <= csr.zeros
+    assert ("would be quicker with its weight in CSR" in found.note) == would
+    assert found.to_dict()["csr"]["layer"] == "0"
+
+
+def test_zeros_of_convolutions_have_no_sparse_kernel():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten())
+    nn.init.zeros_(model[0].weight)
+    found = measure(model, torch.zeros(1, 1, 5, 5), repeats=2, warmup=0)
+    assert found.csr is None and "no sparse kernel" in found.note
+
+
 def test_zeros_are_said_to_bring_no_speed_up():
     model = nn.Linear(10, 10)
     assert measure(model, torch.zeros(1, 10), repeats=0).note == ""

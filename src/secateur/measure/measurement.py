@@ -1,5 +1,6 @@
 """``measure``: everything a model costs, as one value, alone or against the dense model."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,9 +12,11 @@ from secateur.errors import DataError
 from secateur.measure import latency as clock
 from secateur.measure.calling import call, device_of, evaluating, to_device
 from secateur.measure.energy import Energy, energy
+from secateur.measure.kernels import SparseKernels, sparse_kernels
 from secateur.measure.latency import Latency, Speedup
 from secateur.measure.macs import macs
 from secateur.measure.memory import PeakMemory, file_bytes, peak_memory
+from secateur.measure.storage import total
 
 _MANY_ZEROS = 0.01
 
@@ -24,7 +27,8 @@ class Measurement:
 
     ``zeros`` is the fraction of exact zeros among all parameters (``None`` on the meta device);
     ``latency`` is ``None`` where nothing could be or was to be timed; ``note`` says what a reader
-    must know.
+    must know. Where there are zeros, ``storage`` has the words of 32 bits of each sparse format,
+    and ``csr`` the times of torch's sparse kernel beside the dense one.
     """
 
     parameters: int
@@ -41,6 +45,8 @@ class Measurement:
     dtype: str
     note: str = ""
     against: "Comparison | None" = None
+    storage: Mapping[str, int] | None = None
+    csr: SparseKernels | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, dicts and ``None``: ready for ``json.dumps``."""
@@ -60,6 +66,11 @@ class Measurement:
             f"file         {self.file_bytes / 2**20:.2f} MiB",
             f"energy       {self.energy.millijoules:.4g} mJ (a model, not a measurement)",
         ]
+        if self.storage:
+            sizes = ", ".join(f"{name} {count:,}" for name, count in self.storage.items())
+            lines.append(f"stored as    {sizes} (words of 32 bits)")
+        if self.csr:
+            lines.append(f"CSR kernel   {self.csr}")
         if gain:
             ratios = {"parameters": gain.parameters, "MACs": gain.macs, "file": gain.file_bytes}
             lines.append(
@@ -137,6 +148,10 @@ def measure(
                 replace(result, latency=clock.summarize(seconds, warmup, device))
                 for result, seconds in zip(results, samples, strict=True)
             ]
+    if timed and results[0].storage is not None:
+        with clock.threads(threads):
+            csr = sparse_kernels(model, example_inputs)
+        results[0] = replace(results[0], csr=csr, note=f"{results[0].note} {_said_of(csr)}")
     if against is None:
         return results[0]
     this, dense = results
@@ -167,7 +182,7 @@ def _untimed(model: nn.Module, example_inputs: Any) -> Measurement:
     count = sum(p.numel() for p in parameters)
     weight_bytes = sum(_bytes(p) for p in parameters)
     buffer_bytes = sum(_bytes(b) for b in buffers)
-    total, by_module = macs(model, example_inputs)
+    count_macs, by_module = macs(model, example_inputs)
     memory = peak_memory(model, example_inputs)
     dtype = parameters[0].dtype if parameters else torch.get_default_dtype()
     zeros = None
@@ -175,12 +190,14 @@ def _untimed(model: nn.Module, example_inputs: Any) -> Measurement:
         nonzero = sum(int(torch.count_nonzero(p)) for p in parameters)
         zeros = (count - nonzero) / count if count else 0.0
     notes = []
+    storage = None
     if zeros is not None and zeros >= _MANY_ZEROS:
         notes.append(
             f"{zeros:.1%} of the parameters are zero; zeros alone bring no speed-up and no smaller "
             "file: dense kernels multiply them like any number. Remove whole units or use a sparse "
             "format."
         )
+        storage = total(dict(model.named_parameters()))
     if device.type == "meta":
         notes.append("On the meta device nothing runs, so latency is not measured.")
     return Measurement(
@@ -188,15 +205,30 @@ def _untimed(model: nn.Module, example_inputs: Any) -> Measurement:
         parameter_bytes=weight_bytes,
         buffer_bytes=buffer_bytes,
         zeros=zeros,
-        macs=total,
+        macs=count_macs,
         macs_by_module=by_module,
         latency=None,
         memory=memory,
         file_bytes=file_bytes(model),
-        energy=energy(total, weight_bytes + buffer_bytes, memory.allocated, dtype=dtype),
+        energy=energy(count_macs, weight_bytes + buffer_bytes, memory.allocated, dtype=dtype),
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         note=" ".join(notes),
+        storage=storage,
+    )
+
+
+def _said_of(csr: SparseKernels | None) -> str:
+    if csr is None:
+        return "torch has no sparse kernel for the layers that hold these zeros."
+    if csr.break_even is not None and csr.zeros >= csr.break_even:
+        return (
+            f"Here {csr.layer}, {csr.zeros:.1%} of which is zero, would be quicker with its weight "
+            "in CSR."
+        )
+    return (
+        f"Here {csr.layer}, {csr.zeros:.1%} of which is zero, would not be quicker with its weight "
+        "in CSR either."
     )
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from secateur.engine.storage import total, words
 from secateur.errors import ConfigError
+from secateur.measure.storage import total, words
 
 
 @pytest.mark.parametrize("density", [0.0, 0.1, 0.7, 1.0])
