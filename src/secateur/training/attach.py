@@ -14,7 +14,7 @@ from secateur.engine import ranks
 from secateur.engine.batches import require_finite
 from secateur.engine.masks import MaskSet, weights_of
 from secateur.engine.seams import Moment, Rule
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, SecateurError
 from secateur.granularity.registry import needs_graph, units
 from secateur.graph import Graph, trace
 from secateur.methods.registry import Method, find
@@ -168,7 +168,7 @@ def attach(
         if state is not None:
             restore(handle, state)
         else:
-            _begin(handle, method)
+            _begin(handle, method if isinstance(method, MaskSet) else None)
         handle.obey()
     except BaseException:
         handle.detach()
@@ -177,23 +177,32 @@ def attach(
     return handle
 
 
-def _begin(handle: Handle, method: Any) -> None:
-    """The first masks."""
-    moment, found, schedule = handle.moment, handle.method, handle.schedule
-    if handle.gated is not None:
-        handle.refresh_gate()
-    elif isinstance(method, MaskSet):
-        moment.masks = {
-            n: ranks.like(method[n].to(p.device), p) for n, p in moment.parameters.items()
-        }
-    elif (
-        found.criterion is not None
-        and not found.soft
-        and (schedule is None or schedule.at(0.0) > 0)
-    ):
-        first_masks(handle)
-    if found.rule is not None:
-        found.rule.start(moment)
+def _begin(handle: Handle, given: MaskSet | None) -> None:
+    """Rewrite the model, choose the first masks, start the rule: all of it, or nothing."""
+    method, moment = handle.method, handle.moment
+    weights = list(moment.model.parameters()) if method.transform is not None else []
+    before = [p.detach().clone() for p in weights]
+    try:
+        if method.transform is not None:
+            method.transform(moment)
+        if handle.gated is not None:
+            handle.refresh_gate()
+        elif given is not None:
+            named = moment.parameters.items()
+            moment.masks = {n: ranks.like(given[n].to(p.device), p) for n, p in named}
+        elif (
+            method.criterion is not None
+            and not method.soft
+            and (handle.schedule is None or handle.schedule.at(0.0) > 0)
+        ):
+            first_masks(handle)
+        if method.rule is not None:
+            method.rule.start(moment)
+    except BaseException:
+        with torch.no_grad():
+            for p, old in zip(weights, before, strict=True):
+                p.copy_(old)
+        raise
 
 
 def _prunable(
@@ -232,12 +241,14 @@ def _held(
 
 
 def _schedule(method: Method, steps: int | None) -> schedules.Schedule | None:
+    seams = (method.penalty, method.gate, method.rule)
+    follows = any(getattr(seam, "scheduled", False) for seam in seams)
+    if steps is None and (follows or (method.amount is None and method.schedule != "one-shot")):
+        raise ConfigError(
+            f"method {method.name!r} follows the progress of the run: give steps=, its number "
+            "of optimizer steps"
+        )
     if method.amount is None:
-        if steps is None and method.schedule != "one-shot":
-            raise ConfigError(
-                f"method {method.name!r} follows the progress of the run: give steps=, its number "
-                "of optimizer steps"
-            )
         if steps is not None and steps < 1:
             raise ConfigError(f"steps={steps}: give the number of optimizer steps of the run")
         return None
