@@ -11,7 +11,7 @@ from secateur.methods.registry import Method, method
 
 
 def gain(weight: Tensor, mask: Tensor) -> Tensor:
-    r"""The best scale of $m \odot \mathrm{sgn}(w)$: $\lVert m \odot w \rVert_1 / \lVert m \rVert_1$.
+    r"""The best scale of the signs of $m \odot w$: $\lVert m \odot w \rVert_1 / \lVert m \rVert_1$.
 
     Example:
         >>> import torch
