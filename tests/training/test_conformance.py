@@ -81,7 +81,7 @@ def suits(build: Any, name: str) -> bool:
     return not (build is dense and "bn" in name) and not (build is dense and name in NORMS)
 
 
-NORMS = {"network_slimming", "slimming"}
+NORMS = {"network_slimming", "slimming", "early_bird"}
 
 
 @pytest.mark.parametrize("build", [convolutional, dense])

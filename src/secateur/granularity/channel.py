@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -108,13 +108,20 @@ class ChannelUnits:
 
 
 @granularity("channel")
-def channel(parameters: Elements, graph: Graph | None = None, *, equal: bool = False) -> Units:
+def channel(
+    parameters: Elements,
+    graph: Graph | None = None,
+    *,
+    equal: bool = False,
+    kinds: Collection[str] | None = None,
+) -> Units:
     """The free unit classes of a graph that make at least one of the parameters.
 
     Args:
         parameters: Name -> weight.
         graph: Of the model.
         equal: Each unit counts as one where all compete, however many weights it has.
+        kinds: Only classes of these kinds, as ("head", "channel").
 
     Raises:
         ConfigError: No class of the graph makes any of the parameters.
@@ -130,6 +137,8 @@ def channel(parameters: Elements, graph: Graph | None = None, *, equal: bool = F
     own = dict(graph.model.named_parameters())
     members = {}
     for name, c in graph.free.items():
+        if kinds is not None and c.kind not in kinds:
+            continue
         makes = tuple(m for m in c.members if m.produces and m.tensor in own and m.over is None)
         if any(m.tensor in parameters for m in makes):
             members[name] = makes
