@@ -156,7 +156,7 @@ def sparsify(
         amounts: Globs over names -> amount for these layers; the last that matches counts.
         ignore: Globs over names of layers that stay dense.
         propagate: What the next block is given: ``pruned`` outputs, ``dense`` ones, or ``both``:
-            the solver sees the pruned inputs and aims at the dense outputs.
+            every layer sees the pruned inputs and aims at what it gave on the dense ones.
         true_sequential: Gather statistics anew after each group of layers with the same input.
         checkpoint: Folder for finished blocks: a run that was killed goes on there.
         spill: Folder for activations that do not fit into memory.
