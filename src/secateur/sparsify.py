@@ -6,7 +6,7 @@ import copy
 import json
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from secateur.engine.blocks import find_blocks
 from secateur.engine.checkpoint import digest
+from secateur.engine.dense import dense_norms
 from secateur.engine.layerwise import Job, Row, Solution, solve_blocks
 from secateur.engine.masks import MaskSet
 from secateur.engine.products import Layer
@@ -27,6 +28,7 @@ from secateur.errors import ConfigError, DataError, PlanError, StoreError
 from secateur.measure.calling import as_call
 from secateur.methods import registry
 from secateur.names import match_names, unknown
+from secateur.scope import amounts as layer_amounts
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ def sparsify(
     data: Iterable[Any] | None = None,
     masks: Mapping[str, Tensor] | None = None,
     amounts: Mapping[str, float] | None = None,
+    scope: str | tuple[str, Mapping[str, Any]] = "uniform",
     ignore: Iterable[str] = (),
     propagate: Propagate = "pruned",
     true_sequential: bool = False,
@@ -154,6 +157,8 @@ def sparsify(
         data: Calibration: batches of bare inputs, (inputs..., target) or dicts of keywords.
         masks: Masks that are given (True = stays), by parameter; the method only updates weights.
         amounts: Globs over names -> amount for these layers; the last that matches counts.
+        scope: How the amount is divided among layers: a name of ``scope.amounts`` (``uniform``,
+            ``global``, ``owl``, ``alpha-pruning``), or (name, options); ``amounts`` go before it.
         ignore: Globs over names of layers that stay dense.
         propagate: What the next block is given: ``pruned`` outputs, ``dense`` ones, or ``both``:
             every layer sees the pruned inputs and aims at what it gave on the dense ones.
@@ -199,7 +204,8 @@ def sparsify(
 
     def target(layer: Layer) -> Target:
         module = layer.parameter.rpartition(".")[0]
-        part = own.get(layer.parameter, own.get(module, chosen.amount))
+        divided = shares.get(layer.name, chosen.amount)
+        part = own.get(layer.parameter, own.get(module, divided))
         if masks is not None and layer.parameter in masks:
             return Target(keep=layer.of(masks[layer.parameter].contiguous()))
         return Target(0.5 if part is None else part, parsed)
@@ -210,9 +216,24 @@ def sparsify(
 
     made = model if inplace else copy.deepcopy(model)
     samples = list(_calibration(model, data)) if solver.data or data is not None else []
+    name, settings = (scope, {}) if isinstance(scope, str) else scope
+    divider = layer_amounts.find(name)
+    if name != "uniform" and parsed is not None:
+        raise ConfigError(
+            f"scope={name!r} divides an amount, and a pattern has none: leave one out"
+        )
+    shares: dict[str, float] = {}
+    if name != "uniform":
+        if divider.inputs and not samples:
+            raise DataError(f"scope {name} needs calibration data: give data=")
+        layers = _weighed(made, samples if divider.inputs else [], left_alone)
+        share = 0.5 if chosen.amount is None else chosen.amount
+        shares = layer_amounts.divide(name, layers, share, settings)
     identity = {
         "method": repr((chosen.name, sorted(solver.options.items()))),
-        "target": repr((chosen.amount, parsed, sorted(own.items()), sorted(ignored))),
+        "target": repr(
+            (chosen.amount, parsed, sorted(own.items()), sorted(shares.items()), sorted(ignored))
+        ),
         "walk": repr((propagate, true_sequential)),
         "masks": digest(masks) if masks is not None else "",
         "data": digest(_tensors(samples)),
@@ -249,29 +270,52 @@ def _matched(globs: Iterable[str], names: list[str]) -> set[str]:
     return found
 
 
-@torch.no_grad()
-def _without_data(model: nn.Module, job: Job) -> Solution:
-    """Solve every matrix of the blocks, which weights alone decide."""
-    solution = Solution()
+def _weighed(
+    model: nn.Module, samples: list[Any], ignored: Callable[[str], bool]
+) -> list[layer_amounts.Weighed]:
+    """The layers that will be pruned, with the norms of their inputs where there are samples."""
+    if not samples:
+        return [
+            layer_amounts.Weighed(layer.name, block, matrix)
+            for layer, block, matrix in _matrices(model, ignored)
+        ]
+    return [
+        layer_amounts.Weighed(layer.name, block, layer.of(parameter), norm)
+        for layer, block, norm in dense_norms(model, samples, ignored)
+        for parameter in [model.get_parameter(layer.parameter)]
+    ]
+
+
+def _matrices(
+    model: nn.Module, ignored: Callable[[str], bool]
+) -> Iterator[tuple[Layer, str, Tensor]]:
+    """Every layer of the blocks that its module's class tells, its block and its matrix."""
     modules = dict(model.named_modules())
     for block in find_blocks(model):
         prefix = f"{block.name}." if block.name else ""
         for name, p in modules[block.name].named_parameters():
             owner = modules[(prefix + name).rpartition(".")[0]]
             plain = isinstance(owner, nn.Linear | nn.modules.conv._ConvNd)
-            if p.dim() < 2 or not plain or job.ignored(prefix + name):
+            if p.dim() < 2 or not plain or ignored(prefix + name):
                 continue
-            started = time.perf_counter()
             matrix = p.detach().flatten(1)
-            layer = Layer(prefix + name, prefix + name, (*matrix.shape,), (*matrix.stride(),))  # type: ignore[arg-type]
-            solved = job.solver(matrix, Stats(layer.name), job.target(layer))
-            matrix.copy_(solved.weight)
-            solution.keep[layer.parameter] = solved.keep.view(p.shape)
-            removed = int((~solved.keep).sum())
-            seconds = time.perf_counter() - started
-            solution.rows.append(
-                Row(layer.name, block.name, removed, matrix.numel(), 0, None, seconds)
-            )
+            shape, stride = (*matrix.shape,), (*matrix.stride(),)
+            yield Layer(prefix + name, prefix + name, shape, stride), block.name, matrix  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def _without_data(model: nn.Module, job: Job) -> Solution:
+    """Solve every matrix of the blocks, which weights alone decide."""
+    solution = Solution()
+    for layer, block, matrix in _matrices(model, job.ignored):
+        started = time.perf_counter()
+        solved = job.solver(matrix, Stats(layer.name), job.target(layer))
+        matrix.copy_(solved.weight)
+        shape = model.get_parameter(layer.parameter).shape
+        solution.keep[layer.parameter] = solved.keep.view(shape)
+        removed = int((~solved.keep).sum())
+        seconds = time.perf_counter() - started
+        solution.rows.append(Row(layer.name, block, removed, matrix.numel(), 0, None, seconds))
     if not solution.rows:
         raise PlanError("no layer of the model was pruned: ignore= matches all of its blocks")
     return solution

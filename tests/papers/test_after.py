@@ -14,6 +14,7 @@ from secateur.methods.after import (
     admm,
     alps,
     dsnot,
+    exact_obs,
     magnitude,
     reconstruct,
     ria,
@@ -22,7 +23,7 @@ from secateur.methods.after import (
     wanda,
 )
 
-ALL = [admm, alps, dsnot, magnitude, reconstruct, ria, sparsegpt, sparseswaps, wanda]
+ALL = [admm, alps, dsnot, exact_obs, magnitude, reconstruct, ria, sparsegpt, sparseswaps, wanda]
 
 
 def layer(rows: int = 6, columns: int = 16, seed: int = 0) -> tuple[Tensor, Stats]:

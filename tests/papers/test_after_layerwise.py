@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.engine.gram import aimed, layer_error, scaled_problem
+from secateur.engine.gram import aimed, layer_error, problem, scaled_problem
 from secateur.engine.statistics import Stats
 from secateur.engine.target import Target
-from secateur.methods.after import admm, alps, dsnot, reconstruct, ria, sparsegpt, wanda
+from secateur.methods.after import admm, alps, dsnot, exact_obs, reconstruct, ria, sparsegpt, wanda
 
 HALF, PATTERN = Target(0.5), Target(pattern=(2, 4))
 
@@ -194,3 +194,51 @@ def test_solvers_that_aim_at_the_dense_output_come_nearer_to_it() -> None:
             for w in (weight, aimed(weight, stats))
         )
         assert towards < plain
+
+
+def naive_obs(w: Tensor, gram: Tensor) -> tuple[list[int], list[float], list[Tensor]]:
+    """One row: the smallest exact increase of the loss by least squares, again and again."""
+    w, gram = w.double(), gram.double()
+    kept, order, losses, weights = list(range(len(w))), [], [], []
+
+    def best(support: list[int]) -> tuple[float, Tensor]:
+        solution = torch.zeros_like(w)
+        if support:
+            part = gram[support][:, support]
+            solution[support] = torch.linalg.solve(part, (gram @ w)[support])
+        return float((solution - w) @ gram @ (solution - w)), solution
+
+    while kept:
+        trials = [(best([k for k in kept if k != j])[0], j) for j in kept]
+        loss, j = min(trials)
+        kept.remove(j)
+        order.append(j)
+        losses.append(loss)
+        weights.append(best(kept)[1])
+    return order, losses, weights
+
+
+def test_exact_obs_is_greedy_least_squares_over_all_rows() -> None:
+    weight, stats = layer(4, 8)
+    solved = exact_obs.solve(weight, stats, HALF)
+    gram = problem(weight, stats).gram
+    rows = [naive_obs(row, gram) for row in weight]
+    # The 16 smallest losses of all rows, each row's in its own order.
+    steps = sorted((loss, i, k) for i, (_, losses, _) in enumerate(rows)
+                   for k, loss in enumerate(losses))[:16]  # fmt: skip
+    for i, (order, _, weights) in enumerate(rows):
+        count = sum(1 for _, row, _ in steps if row == i)
+        assert sorted((~solved.keep[i]).nonzero().flatten().tolist()) == sorted(order[:count])
+        expected = weights[count - 1] if count else weight[i].double()
+        torch.testing.assert_close(solved.weight[i].double(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("target", [HALF, PATTERN])
+def test_exact_obs_loses_less_than_sparsegpt(target: Target) -> None:
+    weight, stats = layer(16, 64)
+    gram = problem(weight, stats).gram
+    ours, theirs = (
+        layer_error(module.solve(weight, stats, target).weight - weight, gram)
+        for module in (exact_obs, sparsegpt)
+    )
+    assert ours < theirs

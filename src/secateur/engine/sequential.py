@@ -63,6 +63,18 @@ class Outputs:
         return self.folder / f"{key[0] or 'model'}-{key[1]}.safetensors"
 
 
+def block_weights(module: nn.Module, block: Block) -> dict[str, nn.Parameter]:
+    """Parameters of a block's module that may multiply activations, by their name in the model."""
+    prefix = f"{block.name}." if block.name else ""
+    return {
+        f"{prefix}{owner}.{name}".replace("..", ".") if owner else f"{prefix}{name}": p
+        for owner, part in module.named_modules()
+        if not isinstance(part, nn.Embedding)
+        for name, p in part.named_parameters(recurse=False)
+        if p.dim() >= 2 and p.is_floating_point()
+    }
+
+
 @dataclass
 class Step:
     """One block of the walk, with its weights in place.
@@ -81,14 +93,7 @@ class Step:
 
     def weights(self) -> dict[str, nn.Parameter]:
         """Parameters that may multiply activations, by their name in the model."""
-        prefix = f"{self.block.name}." if self.block.name else ""
-        return {
-            f"{prefix}{owner}.{name}".replace("..", ".") if owner else f"{prefix}{name}": p
-            for owner, part in self.module.named_modules()
-            if not isinstance(part, nn.Embedding)
-            for name, p in part.named_parameters(recurse=False)
-            if p.dim() >= 2 and p.is_floating_point()
-        }
+        return block_weights(self.module, self.block)
 
     def gather(
         self,
