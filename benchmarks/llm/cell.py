@@ -110,16 +110,16 @@ def measure(wanted: dict[str, Any]) -> dict[str, Any]:
             if wanted.get("by") == "authors":
                 zeros = authors.prune(model, wanted["method"], goal(wanted["target"]), batches)
             else:
-                chosen = wanted["method"] if wanted["method"] != "default" else None
-                how = {} if chosen is None else {"method": (chosen, wanted.get("options", {}))}
+                method = (wanted["method"], wanted.get("options", {}))
                 result = sec.sparsify(
-                    model, **how, **goal(wanted["target"]), **wanted.get("arguments", {}),
+                    model, method, **goal(wanted["target"]), **wanted.get("arguments", {}),
                     data=batches, inplace=True, progress=False,
                 )  # fmt: skip
         if wanted.get("by") == "authors":
             cell |= zeros | {"agreement": agreement(model, _masks(wanted))}
         else:
-            result.masks.save(_masks(wanted))
+            if not wanted.get("options") and not wanted.get("arguments"):
+                result.masks.save(_masks(wanted))
             cell["sparsity"] = round(result.report.sparsity, 5)
             cell["notes"] = list(result.report.notes)
         cell |= {"seconds": round(time.process_time() - began, 1), "peak_mb": peak.megabytes}
