@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from torch import Tensor, nn
 
 from secateur.engine.blocks import find_blocks
 from secateur.engine.checkpoint import digest
-from secateur.engine.dense import dense_norms
+from secateur.engine.dense import dense_norms, matrices
 from secateur.engine.layerwise import Job, Row, Solution, solve_blocks
 from secateur.engine.masks import MaskSet
 from secateur.engine.products import Layer
-from secateur.engine.sequential import Propagate
+from secateur.engine.sequential import Propagate, block_weights
 from secateur.engine.statistics import Stats
 from secateur.engine.target import Target, parse_pattern
 from secateur.errors import ConfigError, DataError, PlanError, StoreError
@@ -165,7 +166,9 @@ def sparsify(
         true_sequential: Gather statistics anew after each group of layers with the same input.
         checkpoint: Folder for finished blocks: a run that was killed goes on there.
         spill: Folder for activations that do not fit into memory.
-        inplace: Change ``model`` itself.
+        inplace: Change ``model`` itself. Should anything fail on the way, its weights are put
+            back, for which they are copied; with ``checkpoint`` they are not, the finished blocks
+            stay pruned, and the same call on the model loaded anew goes on after them.
         progress: Show a bar on standard error.
         **options: Of the method.
 
@@ -214,6 +217,7 @@ def sparsify(
         parts = parameter.split(".")
         return any(".".join(parts[:i]) in ignored for i in range(1, len(parts) + 1))
 
+    _require_finite(model)
     made = model if inplace else copy.deepcopy(model)
     samples = list(_calibration(model, data)) if solver.data or data is not None else []
     name, settings = (scope, {}) if isinstance(scope, str) else scope
@@ -240,13 +244,14 @@ def sparsify(
         "weights": digest(dict(made.named_parameters())) if checkpoint is not None else "",
     }
     job = Job(solver, target, left_alone, true_sequential, identity)
-    if solver.data:
-        solution = solve_blocks(
-            made, samples, job, propagate=propagate, checkpoint=checkpoint, spill=spill,
-            progress=progress,
-        )  # fmt: skip
-    else:
-        solution = _without_data(made, job)
+    with _whole_or_not_at_all(made, checkpoint) if inplace else nullcontext():
+        if solver.data:
+            solution = solve_blocks(
+                made, samples, job, propagate=propagate, checkpoint=checkpoint, spill=spill,
+                progress=progress,
+            )  # fmt: skip
+        else:
+            solution = _without_data(made, job)
     report = SparsityReport(
         chosen.name,
         tuple(solution.rows),
@@ -270,6 +275,37 @@ def _matched(globs: Iterable[str], names: list[str]) -> set[str]:
     return found
 
 
+def _require_finite(model: nn.Module) -> None:
+    """Refuse weights that no score can order."""
+    for name, p in model.named_parameters():
+        if p.device.type != "meta" and p.is_floating_point() and not bool(p.isfinite().all()):
+            raise DataError(
+                f"{name} holds NaN or infinite weights, which no method can rank: load the model "
+                "again, or look at how it was trained or converted"
+            )
+
+
+@contextmanager
+def _whole_or_not_at_all(model: nn.Module, checkpoint: str | Path | None) -> Iterator[None]:
+    """Put the weights of the blocks back if something fails, or say how to go on."""
+    before = {}
+    if checkpoint is None:
+        for block in find_blocks(model):
+            module = model.get_submodule(block.name)
+            before |= {p: p.data.clone() for p in block_weights(module, block).values()}
+    try:
+        yield
+    except BaseException as error:
+        for p, data in before.items():
+            p.data.copy_(data)
+        if checkpoint is not None:
+            error.add_note(
+                f"The model is pruned in part: load it again and call sparsify with the same "
+                f"arguments, and it goes on after the blocks that {checkpoint} holds."
+            )
+        raise
+
+
 def _weighed(
     model: nn.Module, samples: list[Any], ignored: Callable[[str], bool]
 ) -> list[layer_amounts.Weighed]:
@@ -277,7 +313,7 @@ def _weighed(
     if not samples:
         return [
             layer_amounts.Weighed(layer.name, block, matrix)
-            for layer, block, matrix in _matrices(model, ignored)
+            for layer, block, matrix in matrices(model, ignored)
         ]
     return [
         layer_amounts.Weighed(layer.name, block, layer.of(parameter), norm)
@@ -286,28 +322,11 @@ def _weighed(
     ]
 
 
-def _matrices(
-    model: nn.Module, ignored: Callable[[str], bool]
-) -> Iterator[tuple[Layer, str, Tensor]]:
-    """Every layer of the blocks that its module's class tells, its block and its matrix."""
-    modules = dict(model.named_modules())
-    for block in find_blocks(model):
-        prefix = f"{block.name}." if block.name else ""
-        for name, p in modules[block.name].named_parameters():
-            owner = modules[(prefix + name).rpartition(".")[0]]
-            plain = isinstance(owner, nn.Linear | nn.modules.conv._ConvNd)
-            if p.dim() < 2 or not plain or ignored(prefix + name):
-                continue
-            matrix = p.detach().flatten(1)
-            shape, stride = (*matrix.shape,), (*matrix.stride(),)
-            yield Layer(prefix + name, prefix + name, shape, stride), block.name, matrix  # type: ignore[arg-type]
-
-
 @torch.no_grad()
 def _without_data(model: nn.Module, job: Job) -> Solution:
     """Solve every matrix of the blocks, which weights alone decide."""
     solution = Solution()
-    for layer, block, matrix in _matrices(model, job.ignored):
+    for layer, block, matrix in matrices(model, job.ignored):
         started = time.perf_counter()
         solved = job.solver(matrix, Stats(layer.name), job.target(layer))
         matrix.copy_(solved.weight)

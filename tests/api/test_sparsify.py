@@ -254,3 +254,48 @@ def test_bad_arguments_are_named() -> None:
     other = MaskSet({"model.layers.0.mlp.up_proj.weight": torch.ones(2, 2).bool()})
     with pytest.raises(PlanError, match="another model"):
         sec.sparsify(llama(), "wanda", data=batches(), masks=other, progress=False)
+
+
+def failing_at(block: int) -> Method:
+    """Wanda, until a layer of that block comes."""
+
+    def solve(weight: torch.Tensor, stats: object, target: Target) -> Solved:
+        name = stats.name  # type: ignore[attr-defined]
+        if f"layers.{block}." in name:
+            raise DataError(f"{name} cannot be solved")
+        keep = keep_best(weight.abs(), target)
+        return Solved(weight * keep, keep)
+
+    return Method(0.5, solver=Solver(solve), name="failing")
+
+
+def test_a_model_is_pruned_in_place_whole_or_not_at_all(tmp_path: Path) -> None:
+    model, before = llama(), llama()
+    with pytest.raises(DataError, match="cannot be solved"):
+        sec.sparsify(model, failing_at(1), data=batches(), inplace=True, progress=False)
+    for name, p in before.named_parameters():
+        assert torch.equal(p, model.get_parameter(name))
+    result = sec.sparsify(model, "wanda", amount=0.5, data=batches(), inplace=True, progress=False)
+    assert result.model is model and result.report.sparsity == 0.5
+    with pytest.raises(DataError) as caught:
+        sec.sparsify(
+            llama(), failing_at(1), data=batches(), inplace=True, progress=False,
+            checkpoint=tmp_path / "run",
+        )  # fmt: skip
+    assert any("pruned in part" in note for note in caught.value.__notes__)
+
+
+def test_what_is_not_finite_is_refused_by_name() -> None:
+    model = llama()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
+    for method in ("magnitude", "wanda"):
+        with pytest.raises(DataError, match=r"layers.1.mlp.up_proj.weight holds NaN"):
+            sec.sparsify(model, method, amount=0.5, data=batches(), progress=False)
+    model = llama()
+    with torch.no_grad():
+        model.model.layers[1].input_layernorm.weight[:] = 1e30  # overflows in the block itself
+    before = model.model.layers[0].mlp.up_proj.weight.clone()
+    with pytest.raises(DataError, match=r"layers.1.* is NaN or infinite"):
+        sec.sparsify(model, "wanda", amount=0.5, data=batches(), inplace=True, progress=False)
+    assert torch.equal(model.model.layers[0].mlp.up_proj.weight, before)

@@ -1,8 +1,8 @@
-"""What the layers of all blocks see in the dense model, in one pass and one number an input."""
+"""The layers of all blocks of a dense model, and what they see in one pass of the data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -51,3 +51,20 @@ def dense_norms(
         for group in gathered.groups()
         for layer in group
     ]
+
+
+def matrices(
+    model: nn.Module, ignored: Callable[[str], bool]
+) -> Iterator[tuple[Layer, str, Tensor]]:
+    """Every layer of the blocks that its module's class tells, its block and its matrix."""
+    modules = dict(model.named_modules())
+    for block in find_blocks(model):
+        prefix = f"{block.name}." if block.name else ""
+        for name, p in modules[block.name].named_parameters():
+            owner = modules[(prefix + name).rpartition(".")[0]]
+            plain = isinstance(owner, nn.Linear | nn.modules.conv._ConvNd)
+            if p.dim() < 2 or not plain or ignored(prefix + name):
+                continue
+            matrix = p.detach().flatten(1)
+            shape, stride = (*matrix.shape,), (*matrix.stride(),)
+            yield Layer(prefix + name, prefix + name, shape, stride), block.name, matrix  # type: ignore[arg-type]
