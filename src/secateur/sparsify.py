@@ -6,7 +6,8 @@ import copy
 import json
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,18 @@ from torch import Tensor, nn
 
 from secateur.engine.blocks import find_blocks
 from secateur.engine.checkpoint import digest
+from secateur.engine.dense import dense_norms, matrices
 from secateur.engine.layerwise import Job, Row, Solution, solve_blocks
 from secateur.engine.masks import MaskSet
 from secateur.engine.products import Layer
-from secateur.engine.sequential import Propagate
+from secateur.engine.sequential import Propagate, block_weights
 from secateur.engine.statistics import Stats
 from secateur.engine.target import Target, parse_pattern
 from secateur.errors import ConfigError, DataError, PlanError, StoreError
 from secateur.measure.calling import as_call
 from secateur.methods import registry
 from secateur.names import match_names, unknown
+from secateur.scope import amounts as layer_amounts
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,7 @@ def sparsify(
     data: Iterable[Any] | None = None,
     masks: Mapping[str, Tensor] | None = None,
     amounts: Mapping[str, float] | None = None,
+    scope: str | tuple[str, Mapping[str, Any]] = "uniform",
     ignore: Iterable[str] = (),
     propagate: Propagate = "pruned",
     true_sequential: bool = False,
@@ -154,13 +158,17 @@ def sparsify(
         data: Calibration: batches of bare inputs, (inputs..., target) or dicts of keywords.
         masks: Masks that are given (True = stays), by parameter; the method only updates weights.
         amounts: Globs over names -> amount for these layers; the last that matches counts.
+        scope: How the amount is divided among layers: a name of ``scope.amounts`` (``uniform``,
+            ``global``, ``owl``, ``alpha-pruning``), or (name, options); ``amounts`` go before it.
         ignore: Globs over names of layers that stay dense.
         propagate: What the next block is given: ``pruned`` outputs, ``dense`` ones, or ``both``:
-            the solver sees the pruned inputs and aims at the dense outputs.
+            every layer sees the pruned inputs and aims at what it gave on the dense ones.
         true_sequential: Gather statistics anew after each group of layers with the same input.
         checkpoint: Folder for finished blocks: a run that was killed goes on there.
         spill: Folder for activations that do not fit into memory.
-        inplace: Change ``model`` itself.
+        inplace: Change ``model`` itself. Should anything fail on the way, its weights are put
+            back, for which they are copied; with ``checkpoint`` they are not, the finished blocks
+            stay pruned, and the same call on the model loaded anew goes on after them.
         progress: Show a bar on standard error.
         **options: Of the method.
 
@@ -199,7 +207,8 @@ def sparsify(
 
     def target(layer: Layer) -> Target:
         module = layer.parameter.rpartition(".")[0]
-        part = own.get(layer.parameter, own.get(module, chosen.amount))
+        divided = shares.get(layer.name, chosen.amount)
+        part = own.get(layer.parameter, own.get(module, divided))
         if masks is not None and layer.parameter in masks:
             return Target(keep=layer.of(masks[layer.parameter].contiguous()))
         return Target(0.5 if part is None else part, parsed)
@@ -208,24 +217,41 @@ def sparsify(
         parts = parameter.split(".")
         return any(".".join(parts[:i]) in ignored for i in range(1, len(parts) + 1))
 
+    _require_finite(model)
     made = model if inplace else copy.deepcopy(model)
     samples = list(_calibration(model, data)) if solver.data or data is not None else []
+    name, settings = (scope, {}) if isinstance(scope, str) else scope
+    divider = layer_amounts.find(name)
+    if name != "uniform" and parsed is not None:
+        raise ConfigError(
+            f"scope={name!r} divides an amount, and a pattern has none: leave one out"
+        )
+    shares: dict[str, float] = {}
+    if name != "uniform":
+        if divider.inputs and not samples:
+            raise DataError(f"scope {name} needs calibration data: give data=")
+        layers = _weighed(made, samples if divider.inputs else [], left_alone)
+        share = 0.5 if chosen.amount is None else chosen.amount
+        shares = layer_amounts.divide(name, layers, share, settings)
     identity = {
         "method": repr((chosen.name, sorted(solver.options.items()))),
-        "target": repr((chosen.amount, parsed, sorted(own.items()), sorted(ignored))),
+        "target": repr(
+            (chosen.amount, parsed, sorted(own.items()), sorted(shares.items()), sorted(ignored))
+        ),
         "walk": repr((propagate, true_sequential)),
         "masks": digest(masks) if masks is not None else "",
         "data": digest(_tensors(samples)),
         "weights": digest(dict(made.named_parameters())) if checkpoint is not None else "",
     }
     job = Job(solver, target, left_alone, true_sequential, identity)
-    if solver.data:
-        solution = solve_blocks(
-            made, samples, job, propagate=propagate, checkpoint=checkpoint, spill=spill,
-            progress=progress,
-        )  # fmt: skip
-    else:
-        solution = _without_data(made, job)
+    with _whole_or_not_at_all(made, checkpoint) if inplace else nullcontext():
+        if solver.data:
+            solution = solve_blocks(
+                made, samples, job, propagate=propagate, checkpoint=checkpoint, spill=spill,
+                progress=progress,
+            )  # fmt: skip
+        else:
+            solution = _without_data(made, job)
     report = SparsityReport(
         chosen.name,
         tuple(solution.rows),
@@ -249,29 +275,66 @@ def _matched(globs: Iterable[str], names: list[str]) -> set[str]:
     return found
 
 
+def _require_finite(model: nn.Module) -> None:
+    """Refuse weights that no score can order."""
+    for name, p in model.named_parameters():
+        if p.device.type != "meta" and p.is_floating_point() and not bool(p.isfinite().all()):
+            raise DataError(
+                f"{name} holds NaN or infinite weights, which no method can rank: load the model "
+                "again, or look at how it was trained or converted"
+            )
+
+
+@contextmanager
+def _whole_or_not_at_all(model: nn.Module, checkpoint: str | Path | None) -> Iterator[None]:
+    """Put the weights of the blocks back if something fails, or say how to go on."""
+    before = {}
+    if checkpoint is None:
+        for block in find_blocks(model):
+            module = model.get_submodule(block.name)
+            before |= {p: p.data.clone() for p in block_weights(module, block).values()}
+    try:
+        yield
+    except BaseException as error:
+        for p, data in before.items():
+            p.data.copy_(data)
+        if checkpoint is not None:
+            error.add_note(
+                f"The model is pruned in part: load it again and call sparsify with the same "
+                f"arguments, and it goes on after the blocks that {checkpoint} holds."
+            )
+        raise
+
+
+def _weighed(
+    model: nn.Module, samples: list[Any], ignored: Callable[[str], bool]
+) -> list[layer_amounts.Weighed]:
+    """The layers that will be pruned, with the norms of their inputs where there are samples."""
+    if not samples:
+        return [
+            layer_amounts.Weighed(layer.name, block, matrix)
+            for layer, block, matrix in matrices(model, ignored)
+        ]
+    return [
+        layer_amounts.Weighed(layer.name, block, layer.of(parameter), norm)
+        for layer, block, norm in dense_norms(model, samples, ignored)
+        for parameter in [model.get_parameter(layer.parameter)]
+    ]
+
+
 @torch.no_grad()
 def _without_data(model: nn.Module, job: Job) -> Solution:
     """Solve every matrix of the blocks, which weights alone decide."""
     solution = Solution()
-    modules = dict(model.named_modules())
-    for block in find_blocks(model):
-        prefix = f"{block.name}." if block.name else ""
-        for name, p in modules[block.name].named_parameters():
-            owner = modules[(prefix + name).rpartition(".")[0]]
-            plain = isinstance(owner, nn.Linear | nn.modules.conv._ConvNd)
-            if p.dim() < 2 or not plain or job.ignored(prefix + name):
-                continue
-            started = time.perf_counter()
-            matrix = p.detach().flatten(1)
-            layer = Layer(prefix + name, prefix + name, (*matrix.shape,), (*matrix.stride(),))  # type: ignore[arg-type]
-            solved = job.solver(matrix, Stats(layer.name), job.target(layer))
-            matrix.copy_(solved.weight)
-            solution.keep[layer.parameter] = solved.keep.view(p.shape)
-            removed = int((~solved.keep).sum())
-            seconds = time.perf_counter() - started
-            solution.rows.append(
-                Row(layer.name, block.name, removed, matrix.numel(), 0, None, seconds)
-            )
+    for layer, block, matrix in matrices(model, job.ignored):
+        started = time.perf_counter()
+        solved = job.solver(matrix, Stats(layer.name), job.target(layer))
+        matrix.copy_(solved.weight)
+        shape = model.get_parameter(layer.parameter).shape
+        solution.keep[layer.parameter] = solved.keep.view(shape)
+        removed = int((~solved.keep).sum())
+        seconds = time.perf_counter() - started
+        solution.rows.append(Row(layer.name, block, removed, matrix.numel(), 0, None, seconds))
     if not solution.rows:
         raise PlanError("no layer of the model was pruned: ignore= matches all of its blocks")
     return solution

@@ -13,7 +13,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralFo
 
 import secateur as sec
 from secateur.engine.masks import MaskSet
+from secateur.engine.target import Solved, Solver, Target, keep_best
 from secateur.errors import ConfigError, DataError, PlanError, StoreError
+from secateur.methods import registry
+from secateur.methods.registry import Method
 
 SIZES = {
     "hidden_size": 32,
@@ -41,7 +44,7 @@ def output_error(model: nn.Module, other: nn.Module) -> float:
         return float((model(x).logits - other(x).logits).square().mean())
 
 
-METHODS = ["magnitude", "wanda", "sparsegpt", "sparseswaps", "reconstruct"]
+METHODS = [n for n in sec.methods("after") if registry.find(n).solver is not None]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -90,6 +93,55 @@ def test_amounts_and_ignore_go_by_name() -> None:
 def test_the_other_ways_to_propagate_run(propagate: str) -> None:
     result = sec.sparsify(
         llama(), "reconstruct", amount=0.5, data=batches(), propagate=propagate, progress=False
+    )
+    assert result.report.sparsity == 0.5
+
+
+@pytest.mark.parametrize("true_sequential", [False, True])
+def test_the_dense_stream_stays_dense_beside_the_pruned_one(true_sequential: bool) -> None:
+    model, seen = llama(), {}
+    with torch.no_grad():  # what the layers of the last block see in the dense model
+        handles = [
+            m.register_forward_hook(lambda _, x, __, n=n: seen.setdefault(n, []).append(x[0]))
+            for n, m in model.named_modules()
+            if n.startswith("model.layers.2.") and isinstance(m, nn.Linear)
+        ]
+        for batch in batches():
+            model(**batch)
+        for handle in handles:
+            handle.remove()
+    given = {}
+
+    def solve(weight: torch.Tensor, stats: object, target: Target) -> Solved:
+        given[stats.name] = (stats.cross, stats.gram)  # type: ignore[attr-defined]
+        keep = keep_best(weight.abs(), target)
+        return Solved(weight * keep, keep)
+
+    method = Method(0.5, solver=Solver(solve), name="spy")
+    result = sec.sparsify(
+        llama(), method, data=batches(), propagate="both", true_sequential=true_sequential,
+        progress=False,
+    ).model  # fmt: skip
+    name = "model.layers.2.mlp.down_proj"
+    pruned = []
+    handle = result.get_submodule(name).register_forward_hook(lambda _, x, __: pruned.append(x[0]))
+    with torch.no_grad():
+        for batch in batches():
+            result(**batch)
+    handle.remove()
+    dense, now = (torch.cat(xs).flatten(0, 1) for xs in (seen[name], pruned))
+    cross, gram = given[f"{name}.weight"]
+    if true_sequential:  # else the layers of the last block are solved before it is run again
+        torch.testing.assert_close(gram, now.T @ now / len(now), rtol=1e-3, atol=1e-8)
+        torch.testing.assert_close(cross, dense.T @ now / len(now), rtol=1e-3, atol=1e-8)
+    assert not torch.allclose(cross, gram, rtol=1e-3, atol=1e-8)
+
+
+def test_experts_see_other_tokens_in_the_dense_model_and_aim_at_their_own_outputs() -> None:
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=8))
+    result = sec.sparsify(
+        model, "sparsegpt", amount=0.5, data=batches(), propagate="both", progress=False
     )
     assert result.report.sparsity == 0.5
 
@@ -202,3 +254,48 @@ def test_bad_arguments_are_named() -> None:
     other = MaskSet({"model.layers.0.mlp.up_proj.weight": torch.ones(2, 2).bool()})
     with pytest.raises(PlanError, match="another model"):
         sec.sparsify(llama(), "wanda", data=batches(), masks=other, progress=False)
+
+
+def failing_at(block: int) -> Method:
+    """Wanda, until a layer of that block comes."""
+
+    def solve(weight: torch.Tensor, stats: object, target: Target) -> Solved:
+        name = stats.name  # type: ignore[attr-defined]
+        if f"layers.{block}." in name:
+            raise DataError(f"{name} cannot be solved")
+        keep = keep_best(weight.abs(), target)
+        return Solved(weight * keep, keep)
+
+    return Method(0.5, solver=Solver(solve), name="failing")
+
+
+def test_a_model_is_pruned_in_place_whole_or_not_at_all(tmp_path: Path) -> None:
+    model, before = llama(), llama()
+    with pytest.raises(DataError, match="cannot be solved"):
+        sec.sparsify(model, failing_at(1), data=batches(), inplace=True, progress=False)
+    for name, p in before.named_parameters():
+        assert torch.equal(p, model.get_parameter(name))
+    result = sec.sparsify(model, "wanda", amount=0.5, data=batches(), inplace=True, progress=False)
+    assert result.model is model and result.report.sparsity == 0.5
+    with pytest.raises(DataError) as caught:
+        sec.sparsify(
+            llama(), failing_at(1), data=batches(), inplace=True, progress=False,
+            checkpoint=tmp_path / "run",
+        )  # fmt: skip
+    assert any("pruned in part" in note for note in caught.value.__notes__)
+
+
+def test_what_is_not_finite_is_refused_by_name() -> None:
+    model = llama()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
+    for method in ("magnitude", "wanda"):
+        with pytest.raises(DataError, match=r"layers.1.mlp.up_proj.weight holds NaN"):
+            sec.sparsify(model, method, amount=0.5, data=batches(), progress=False)
+    model = llama()
+    with torch.no_grad():
+        model.model.layers[1].input_layernorm.weight[:] = 1e30  # overflows in the block itself
+    before = model.model.layers[0].mlp.up_proj.weight.clone()
+    with pytest.raises(DataError, match=r"layers.1.* is NaN or infinite"):
+        sec.sparsify(model, "wanda", amount=0.5, data=batches(), inplace=True, progress=False)
+    assert torch.equal(model.model.layers[0].mlp.up_proj.weight, before)

@@ -17,8 +17,10 @@ from secateur.scope import allocation
 
 MODULES = sorted(
     {
+        "secateur.engine.dense",
         "secateur.engine.masks",
         "secateur.engine.seams",
+        "secateur.engine.target",
         "secateur.methods.registry",
         *(
             f"{p.__name__}.{m.name}"

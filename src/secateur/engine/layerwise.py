@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from secateur.engine.checkpoint import load_state, save_state
 from secateur.engine.gather import Gathered
-from secateur.engine.gram import layer_error
+from secateur.engine.gram import aimed, layer_error
 from secateur.engine.products import Layer
 from secateur.engine.sequential import Propagate, Residence, Step, state, walk
 from secateur.engine.target import Solver, Target
@@ -33,7 +33,8 @@ class Row:
         layer, block: Names.
         removed, total: Weights.
         tokens: How many tokens its statistics are of.
-        error: Squared error of its output relative to the output, where the Gram matrix is known.
+        error: Squared error of its output relative to the output that was aimed at, where the Gram
+            matrix is known.
         seconds: Of the solver.
         note: What the solver wants to be known.
     """
@@ -180,7 +181,7 @@ def _solve_layer(
 ) -> Row:
     began = time.perf_counter()
     stats, matrix = gathered.stats(layer), layer.of(parameter)
-    before = matrix.clone()
+    before = aimed(matrix, stats) if "cross" in stats else matrix.clone()
     solved = job.solver(before, stats, job.target(layer))
     matrix.copy_(solved.weight)
     if layer.parameter not in done.keep:

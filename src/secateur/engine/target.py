@@ -96,8 +96,13 @@ def keep_best(scores: Tensor, target: Target, per: Literal["layer", "row"] = "la
 
 
 def _without_lowest(scores: Tensor, count: int) -> Tensor:
-    order = scores.argsort(dim=1, stable=True)
-    return torch.ones_like(scores, dtype=torch.bool).scatter_(1, order[:, :count], False)
+    if not 0 < count < scores.shape[1]:
+        return torch.full_like(scores, count == 0, dtype=torch.bool)
+    last = scores.kthvalue(count, dim=1, keepdim=True).values
+    keep = scores >= last  # of those that equal the last one, the first go until it is enough
+    more = count - (~keep).sum(1, keepdim=True)
+    equal = scores == last
+    return keep & ~(equal & (equal.cumsum(1) <= more))
 
 
 def parse_pattern(pattern: str | tuple[int, int] | None) -> tuple[int, int] | None:

@@ -1,0 +1,41 @@
+"""Global: the weights of all layers compete with each other, however large their layers are."""
+
+from collections.abc import Sequence
+
+import torch
+
+from secateur.scope.amounts import Weighed, amounts
+
+
+@amounts("global")
+def whole_model(layers: Sequence[Weighed], amount: float) -> dict[str, float]:
+    r"""The share of each layer among the ``round(amount n)`` smallest $|W_{ij}|$ of the model.
+
+    With the method ``magnitude`` this is global magnitude pruning; another method removes as much
+    of each layer, but others of its weights.
+
+    Args:
+        layers: Dense.
+        amount: Fraction that goes in all; of equal weights those of earlier layers go first.
+
+    Example:
+        >>> small, large = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]])
+        >>> whole_model([Weighed("a", "0", small), Weighed("b", "1", large)], 0.5)
+        {'a': 1.0, 'b': 0.0}
+
+    Paper:
+        arXiv:1506.02626
+    """
+    sizes = [layer.weight.numel() for layer in layers]
+    scores = torch.cat([layer.weight.detach().abs().float().flatten() for layer in layers])
+    count = round(amount * len(scores))
+    if not count:
+        return {layer.name: 0.0 for layer in layers}
+    last = scores.kthvalue(count).values
+    left = count - int((scores < last).sum())
+    found = {}
+    for layer, part in zip(layers, scores.split(sizes), strict=True):
+        equal = min(left, int((part == last).sum()))
+        left -= equal
+        found[layer.name] = (int((part < last).sum()) + equal) / len(part)
+    return found
