@@ -14,7 +14,7 @@ from secateur.engine import ranks
 from secateur.engine.batches import require_finite
 from secateur.engine.masks import MaskSet, weights_of
 from secateur.engine.seams import Moment, Rule
-from secateur.errors import ConfigError, SecateurError
+from secateur.errors import ConfigError
 from secateur.granularity.registry import needs_graph, units
 from secateur.graph import Graph, trace
 from secateur.methods.registry import Method, find
