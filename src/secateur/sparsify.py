@@ -288,7 +288,7 @@ def _require_finite(model: nn.Module) -> None:
 @contextmanager
 def _whole_or_not_at_all(model: nn.Module, checkpoint: str | Path | None) -> Iterator[None]:
     """Put the weights of the blocks back if something fails, or say how to go on."""
-    before = {}
+    before: dict[nn.Parameter, Tensor] = {}
     if checkpoint is None:
         for block in find_blocks(model):
             module = model.get_submodule(block.name)
