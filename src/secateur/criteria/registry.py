@@ -51,6 +51,8 @@ class Criterion:
         normalizer: How the scores of a class are scaled before classes are compared.
         biases: True if one-dimensional biases and shifts are scored too.
         vectors: Of elements: the size of their sum over a row or column counts, signs included.
+        elementwise: True if an element's score depends on that element alone, so that a weight may
+            be scored piece by piece.
         options: Keyword arguments of the function.
     """
 
@@ -63,6 +65,7 @@ class Criterion:
     normalizer: str = "none"
     biases: bool = False
     vectors: bool = False
+    elementwise: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     needs_of: Callable[..., Collection[str]] | None = None
 
@@ -99,12 +102,13 @@ def criterion(
     normalizer: str = "none",
     biases: bool = False,
     vectors: bool = False,
+    elementwise: bool = False,
     aliases: tuple[str, ...] = (),
 ) -> Callable[[F], F]:
     """Register a function as a criterion under its own name; the function itself is unchanged.
 
     Args:
-        level, paper, reduction, normalizer, biases, vectors: See ``Criterion``.
+        level, paper, reduction, normalizer, biases, vectors, elementwise: See ``Criterion``.
         needs: Names of statistics, or a function from options to such names.
         aliases: Other names.
 
@@ -122,9 +126,8 @@ def criterion(
         names = frozenset(of() if of is not None else needs)  # type: ignore[arg-type]
         for key in names - STATISTICS.keys():
             raise ConfigError(unknown(f"statistic that criterion {name} needs", key, STATISTICS))
-        _REGISTRY[name] = Criterion(
-            name, function, level, names, paper, reduction, normalizer, biases, vectors, needs_of=of
-        )
+        about = level, names, paper, reduction, normalizer, biases, vectors, elementwise
+        _REGISTRY[name] = Criterion(name, function, *about, needs_of=of)
         _ALIASES.update(dict.fromkeys(aliases, name))
         return function
 
