@@ -18,20 +18,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # Importing torch takes seconds, which `secateur --help` need not wait for: names come on demand.
-_MODULES = {
-    **{
-        n: n
-        for n in ("criteria", "errors", "lottery", "recovery", "report", "schedule", "scope", "zoo")
-    },
-    "language": "analyse.language",
-}
+_MODULES = {"criteria", "errors", "recovery", "report", "schedule", "scope", "zoo"}
 # Public functions that a module has the name of.
 _FUNCTIONS = {"measure", "methods", "plan", "prune", "sparsify"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return importlib.import_module(f"secateur.{_MODULES[name]}")
+        return importlib.import_module(f"secateur.{name}")
     if name == "__all__" or not name.startswith("_"):
         public = importlib.import_module("secateur.public")
         if name == "__all__" or name in public.__all__:

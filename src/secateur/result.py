@@ -17,7 +17,6 @@ from secateur.environment import environment
 from secateur.errors import MissingExtraError
 from secateur.graph import Graph
 from secateur.measure import Measurement
-from secateur.measure.calling import describe
 from secateur.plan.files import write_text, write_together
 from secateur.plan.plan import Plan
 from secateur.plan.store import save
@@ -167,7 +166,6 @@ def make_record(
         locked=_locked(graph),
         notes=plan.notes,
         history=_losses(history),
-        inputs=describe(graph.example_inputs),
     )
 
 

@@ -75,25 +75,6 @@ def test_exactly_so_many_of_the_best_units_stay(which, amount) -> None:
     assert counts == round(ideal) or counts == len(SHAPES)
 
 
-@pytest.mark.parametrize("amount", [0.0, 0.3, 0.9, 0.99])
-@pytest.mark.parametrize("allow_empty", [True, False])
-def test_a_global_choice_is_the_head_of_one_stable_sort(amount, allow_empty) -> None:
-    elements = {n: (s * 4).floor() for n, s in scores().items()}  # with many ties
-    elements["b"] -= 9
-    cut = units("element", elements)
-    masks = choose(elements, cut, amount, "global", allow_empty=allow_empty)
-    flat = [(n, i, float(v)) for n, s in elements.items() for i, v in enumerate(s.flatten())]
-    first = set()
-    if not allow_empty:
-        for n in elements:
-            of = [u for u in flat if u[0] == n]
-            first.add(max(of, key=lambda u: (u[2], -u[1])))
-    order = sorted(flat, key=lambda u: (u not in first, -u[2]))
-    number = round(len(flat) * (1 - amount))
-    kept = {(n, int(i)) for n, m in masks.items() for i in m.flatten().nonzero()}
-    assert kept == {u[:2] for u in order[:number]} | {u[:2] for u in first}
-
-
 @pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (1, 4), (3, 4), (5, 8)])
 def test_of_every_m_inputs_n_go(n, m) -> None:
     elements = scores({"a": (3, 8), "b": (2, 16, 3, 2)})

@@ -23,6 +23,11 @@ CASES: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "largest": lambda x, w: x.max(0),
     "in place": lambda x, w: x.clone().add_(1),
     "view of a view": lambda x, w: x.t()[1:].unsqueeze(0),
+    "batch norm": lambda x, w: nn.functional.batch_norm(x, w[:, 0], w[:, 1], w[:, 2], w[:, 3]),
+    "images": lambda x, w: nn.functional.conv2d(x[None, None], w[None, None, :2, :3]),
+    "channels last": lambda x, w: nn.functional.pixel_shuffle(
+        x.expand(2, 2, 3, 4).permute(0, 3, 1, 2), 2
+    ),
 }
 
 
@@ -71,3 +76,22 @@ def test_the_default_dtype_is_part_of_the_question() -> None:
         finally:
             torch.set_default_dtype(before)
     assert (single.dtype, double.dtype) == (torch.float32, torch.float64)
+
+
+def test_parameters_become_what_the_fake_mode_makes_of_them() -> None:
+    base = torch.randn(6, 4)
+    tensors = {
+        "plain": nn.Parameter(torch.randn(3, 4)),
+        "whole": torch.arange(3),
+        "channels last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "head of a storage": base[:2],
+        "tail of the same storage": base[2:],
+    }
+    mode = FakeTensorMode()
+    made = Remembered(mode).fakes(tensors, {n: t.device for n, t in tensors.items()})
+    expected = {n: FakeTensorMode().from_tensor(t, static_shapes=True) for n, t in tensors.items()}
+    for name, t in made.items():
+        assert facts(t) == facts(expected[name]), name
+        assert t.requires_grad == tensors[name].requires_grad
+    storages = [made[n].untyped_storage()._cdata for n in tensors]
+    assert storages[3] == storages[4] and len(set(storages)) == 4

@@ -306,10 +306,3 @@ def test_weights_that_are_not_finite_are_refused_by_name(graph):
         graph.model.mid.weight[3, 2] = float("inf")
     with pytest.raises(DataError, match=r"mid\.weight"):
         plan(graph, amount=0.5)
-
-
-def test_what_is_left_very_narrow_is_noted(graph):
-    made = plan(graph, amount=0.0, overrides={"mid": 0.95})
-    assert made.removed == {"mid": 19}
-    assert [n for n in made.notes if n.startswith("very narrow: mid keeps 1 of 20;")]
-    assert not [n for n in plan(graph, amount=0.5).notes if "narrow" in n]

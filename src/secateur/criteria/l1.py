@@ -6,7 +6,13 @@ from secateur.criteria.registry import criterion
 from secateur.engine.statistics import Stats
 
 
-@criterion(paper="arXiv:1608.08710", reduction="mean", normalizer="mean", aliases=("l1_norm",))
+@criterion(
+    elementwise=True,
+    paper="arXiv:1608.08710",
+    reduction="mean",
+    normalizer="mean",
+    aliases=("l1_norm",),
+)
 def l1(weight: Tensor, stats: Stats | None = None) -> Tensor:
     r"""Score $S_i = |w_i|$; a unit's score is the sum, its L1 norm.
 

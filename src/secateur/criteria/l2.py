@@ -7,7 +7,11 @@ from secateur.engine.statistics import Stats
 
 
 @criterion(
-    paper="arXiv:1506.02626", reduction="mean", normalizer="mean", aliases=("magnitude", "l2_norm")
+    elementwise=True,
+    paper="arXiv:1506.02626",
+    reduction="mean",
+    normalizer="mean",
+    aliases=("magnitude", "l2_norm"),
 )
 def l2(weight: Tensor, stats: Stats | None = None) -> Tensor:
     r"""Score $S_i = w_i^2$; a unit's score is the sum, its squared L2 norm.

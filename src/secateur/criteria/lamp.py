@@ -6,7 +6,7 @@ from secateur.criteria.registry import criterion
 from secateur.engine.statistics import Stats
 
 
-@criterion(paper="arXiv:2010.07611", normalizer="lamp")
+@criterion(elementwise=True, paper="arXiv:2010.07611", normalizer="lamp")
 def lamp(weight: Tensor, stats: Stats | None = None) -> Tensor:
     r"""Score $S_u = w_u^2 / \sum_{v : w_v^2 \ge w_u^2} w_v^2$ within a layer or a class.
 

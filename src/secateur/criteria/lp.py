@@ -7,7 +7,7 @@ from secateur.engine.statistics import Stats
 from secateur.errors import ConfigError
 
 
-@criterion(paper="arXiv:1608.08710", reduction="mean", normalizer="mean")
+@criterion(elementwise=True, paper="arXiv:1608.08710", reduction="mean", normalizer="mean")
 def lp(weight: Tensor, stats: Stats | None = None, *, p: float = 2.0) -> Tensor:
     r"""Score $S_i = |w_i|^p$; a unit's score is the sum, $\lVert w \rVert_p^p$.
 

@@ -17,7 +17,7 @@ from secateur.engine.statistics import STATISTICS, Stats
 from secateur.errors import ConfigError
 from secateur.names import unknown
 
-Level = Literal["element", "filter", "input", "norm", "class", "model"]
+Level = Literal["element", "filter", "norm", "class", "model"]
 Needs = frozenset[str] | Callable[..., Collection[str]]
 CriterionLike = "str | tuple[str, Mapping[str, Any]] | Criterion | Callable[..., Tensor]"
 F = TypeVar("F", bound=Callable[..., "Tensor | dict[str, Tensor]"])
@@ -35,8 +35,6 @@ class Criterion:
     |---|---|---|
     | element | a weight of any shape, its ``Stats`` | a score an element |
     | filter | a matrix (units, elements of each unit) of one layer | a score a row |
-    | input | the matrix (outputs, inputs) of a layer that takes a class in, its ``Stats`` | a score
-      an input; a unit gets the mean over its inputs |
     | norm | the scale of a batch norm, its ``Stats`` (with ``shift``) | a score a channel |
     | class | the ``Stats`` of a unit class | a score a unit |
     | model | the model, parameters; data, loss, generator | scores of elements by name |
@@ -50,7 +48,8 @@ class Criterion:
         reduction: How the scores of coupled tensors become one: sum, mean, max, min, prod, first.
         normalizer: How the scores of a class are scaled before classes are compared.
         biases: True if one-dimensional biases and shifts are scored too.
-        vectors: Of elements: the size of their sum over a row or column counts, signs included.
+        elementwise: True if an element's score depends on that element alone, so that a weight may
+            be scored piece by piece.
         options: Keyword arguments of the function.
     """
 
@@ -62,7 +61,7 @@ class Criterion:
     reduction: str = "sum"
     normalizer: str = "none"
     biases: bool = False
-    vectors: bool = False
+    elementwise: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     needs_of: Callable[..., Collection[str]] | None = None
 
@@ -98,12 +97,13 @@ def criterion(
     reduction: str = "sum",
     normalizer: str = "none",
     biases: bool = False,
+    elementwise: bool = False,
     aliases: tuple[str, ...] = (),
 ) -> Callable[[F], F]:
     """Register a function as a criterion under its own name; the function itself is unchanged.
 
     Args:
-        level, paper, reduction, normalizer, biases: See ``Criterion``.
+        level, paper, reduction, normalizer, biases, elementwise: See ``Criterion``.
         needs: Names of statistics, or a function from options to such names.
         aliases: Other names.
 
@@ -121,9 +121,8 @@ def criterion(
         names = frozenset(of() if of is not None else needs)  # type: ignore[arg-type]
         for key in names - STATISTICS.keys():
             raise ConfigError(unknown(f"statistic that criterion {name} needs", key, STATISTICS))
-        _REGISTRY[name] = Criterion(
-            name, function, level, names, paper, reduction, normalizer, biases, needs_of=of
-        )
+        about = level, names, paper, reduction, normalizer, biases, elementwise
+        _REGISTRY[name] = Criterion(name, function, *about, needs_of=of)
         _ALIASES.update(dict.fromkeys(aliases, name))
         return function
 

@@ -25,8 +25,6 @@ class Moment:
         generator: Of everything random; its state is stored, and the same on every rank.
         state: Tensors that a seam keeps between steps; stored and restored by name.
         optimizer: The user's own, for learning rates.
-        units: What is removed as one (see ``granularity.registry.Units``).
-        validating: True while a validation batch runs (bilevel training).
         parameters: What is pruned, by name.
         masks: What stays of it now.
         model: The model.
@@ -39,8 +37,6 @@ class Moment:
     generator: torch.Generator
     optimizer: Any
     model: nn.Module
-    units: Any = None
-    validating: bool = False
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
     masks: dict[str, Tensor] = field(default_factory=dict)
     state: Tensors = field(default_factory=dict)

@@ -52,30 +52,12 @@ def choose(
         if bool(values.isnan().any()):
             raise DataError(f"the scores of {name} hold NaN: look at its weights and gradients")
     by_unit = units.reduce(scores)
-    return units.spread(keep_units(by_unit, units, amount, scope, allow_empty=allow_empty))
-
-
-def keep_units(
-    scores: Mapping[str, Tensor],
-    units: Units,
-    amount: float,
-    scope: Any = "uniform",
-    *,
-    allow_empty: bool = False,
-) -> dict[str, Tensor]:
-    """The units that stay, by space, given their scores; the rest as in ``choose``.
-
-    Example:
-        >>> from secateur.granularity.registry import units
-        >>> rows = units("row", {"weight": torch.ones(3, 2)})
-        >>> keep_units({"weight": torch.tensor([1.0, 3.0, 2.0])}, rows, 1 / 3)
-        {'weight': tensor([False,  True,  True])}
-    """
-    keep = units.constrained(scores)
-    if keep is not None:
-        return keep
-    counts = _counts(scores, units, amount, scope, 0 if allow_empty else 1)
-    return {n: keep_top(scores[n], k) for n, k in counts.items()}
+    keep = units.constrained(by_unit)
+    if keep is None:
+        keep = {n: keep_top(by_unit[n], k) for n, k in _counts(
+            by_unit, units, amount, scope, 0 if allow_empty else 1
+        ).items()}  # fmt: skip
+    return units.spread(keep)
 
 
 def _counts(
@@ -98,33 +80,26 @@ def _counts(
 def _global(
     scores: Mapping[str, Tensor], units: Units, amount: float, least: int
 ) -> dict[str, int]:
-    names = [n for n in scores if len(scores[n])]
-    if not names:
-        return dict.fromkeys(scores, 0)
-    total = sum(units.sizes[n] * len(scores[n]) for n in names)
-    budget = round(total * (1 - amount))
-    # The best units of each layer stay where none may be emptied; the others compete.
-    best = {n: int(scores[n].argmax()) for n in names} if least else {}
-    others = {n: _without(scores[n].float(), best.get(n)) for n in names}
-    taken = sum(units.sizes[n] for n in best)
-    flat = torch.cat(list(others.values()))
-    if len({units.sizes[n] for n in names}) == 1:
-        alike = torch.full((len(flat),), units.sizes[names[0]])
-        mask = keep_top(flat, _nearest(alike, budget - taken))
-    else:
-        order = flat.argsort(descending=True, stable=True)
-        size = torch.cat([torch.full((len(s),), units.sizes[n]) for n, s in others.items()])
-        mask = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
-        mask[order[: _nearest(size.to(order.device)[order], budget - taken)]] = True
-    counts = [int(m.sum()) for m in mask.split([len(s) for s in others.values()])]
-    return {
-        **dict.fromkeys(scores, 0),
-        **{n: k + least for n, k in zip(names, counts, strict=True)},
-    }
-
-
-def _without(values: Tensor, place: int | None) -> Tensor:
-    return values if place is None else torch.cat([values[:place], values[place + 1 :]])
+    names = list(scores)
+    flat = torch.cat([scores[n].float() for n in names])
+    which = torch.repeat_interleave(
+        torch.arange(len(names)), torch.tensor([len(scores[n]) for n in names])
+    ).to(flat.device)
+    size = torch.tensor([units.sizes[n] for n in names], device=flat.device)[which]
+    # The best units of each layer come first where none may be emptied; the rest by score.
+    first = torch.zeros_like(which)
+    if least:
+        start = 0
+        for n in names:
+            if len(scores[n]):
+                first[start + int(scores[n].argmax())] = 1
+            start += len(scores[n])
+    order = flat.argsort(descending=True, stable=True)
+    order = order[first[order].argsort(descending=True, stable=True)]
+    budget = round(float(size.sum()) * (1 - amount))
+    kept = order[: _nearest(size[order], budget)]
+    count = torch.bincount(which[kept], minlength=len(names)).tolist()
+    return {n: max(int(k), least) for n, k in zip(names, count, strict=True)}
 
 
 def _nearest(sizes: Tensor, budget: int) -> int:

@@ -5,7 +5,7 @@ Nothing here loops over units: every sum over the positions of a unit is one ``i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -82,10 +82,18 @@ def unit_sum(values: Tensor, unit: Tensor, size: int) -> Tensor:
         >>> unit_sum(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 1, 0]), 2)
         tensor([5., 2.])
     """
-    unit = unit.to(values.device)
-    inside = unit >= 0
-    total = torch.zeros(size, dtype=values.dtype, device=values.device)
-    return total.index_add(0, unit[inside], values[inside])
+    return unit_sums(values, [unit], [size])[0]
+
+
+def unit_sums(values: Tensor, units: Sequence[Tensor], sizes: Sequence[int]) -> Sequence[Tensor]:
+    """``unit_sum`` for several classes along one axis, in one go."""
+    unit = torch.stack(list(units)).to(values.device)
+    size = torch.tensor(sizes, device=values.device)[:, None]
+    first = size.cumsum(0) - size
+    place = torch.where(unit < 0, sum(sizes), unit + first)  # what belongs to no unit goes last
+    total = torch.zeros(sum(sizes) + 1, dtype=values.dtype, device=values.device)
+    total.index_add_(0, place.flatten(), values.expand(unit.shape).flatten())
+    return total[:-1].split(list(sizes))
 
 
 def unit_rows(tensor: Tensor, member: Member, size: int) -> Tensor:
@@ -239,21 +247,44 @@ def _elements(
         if criterion.needs and name not in statistics.tensors:
             continue
         weight = _values(parameters[name], name).detach()
-        scores = criterion(weight, statistics.tensors.get(name, Stats(name)))
-        along: dict[int, Tensor] = {}
+        stats = statistics.tensors.get(name, Stats(name))
+        along: dict[int, list[tuple[UnitClass, int]]] = {}
         for c, k in uses:
             m = members[c.name][k]
-            if m.over is not None:
-                rows, unit = positions(scores, m, c.size)
+            if m.over is None:
+                along.setdefault(m.axis, []).append((c, k))
+            else:
+                rows, unit = positions(criterion(weight, stats), m, c.size)
                 found[c.name, k] = unit_sum(rows.sum(1), unit, c.size)
-                continue
-            if m.axis not in along:
-                lines = scores.movedim(m.axis, 0).reshape(scores.shape[m.axis], -1).sum(1)
-                along[m.axis] = lines.abs() if criterion.vectors else lines
-            found[c.name, k] = unit_sum(along[m.axis], m.unit, c.size)
+        for axis, values in axis_sums(criterion, weight, stats, list(along)).items():
+            units = [members[c.name][k].unit for c, k in along[axis]]
+            sums = unit_sums(values, units, [c.size for c, _ in along[axis]])
+            found |= {(c.name, k): v for (c, k), v in zip(along[axis], sums, strict=True)}
     return {
         c.name: [found[c.name, k] for k in range(len(members[c.name])) if (c.name, k) in found]
         for c in classes
+    }
+
+
+_BLOCK = 1 << 17  # elements whose scores stay in a processor's cache until they are summed
+
+
+def axis_sums(
+    criterion: Criterion, weight: Tensor, stats: Stats, axes: Sequence[int]
+) -> dict[int, Tensor]:
+    """The scores of a tensor's elements, summed over all axes but one, for each of these."""
+    blocks: Sequence[Tensor] = (weight,)
+    if criterion.elementwise and weight.numel() > _BLOCK:
+        blocks = weight.split(max(1, _BLOCK * len(weight) // weight.numel()))
+    parts: dict[int, list[Tensor]] = {axis: [] for axis in axes}
+    for block in blocks if axes else ():
+        scores = criterion(block, stats)
+        for axis, found in parts.items():
+            others = [d for d in range(scores.dim()) if d != axis]
+            found.append(scores.sum(others) if others else scores)
+    return {
+        axis: torch.cat(found) if axis == 0 else torch.stack(found).sum(0)
+        for axis, found in parts.items()
     }
 
 
@@ -271,34 +302,6 @@ def _filters(
             for m in joined(c)
             if m.produces and m.tensor in parameters and len(graph.shapes[m.tensor]) > 1
         ]
-    return parts
-
-
-def _inputs(
-    graph: Graph, classes: list[UnitClass], criterion: Criterion, statistics: Statistics
-) -> Parts:
-    """Each layer that takes a class in is scored input by input; a unit has the mean of its own."""
-    parameters = dict(graph.model.named_parameters())
-    modules = dict(graph.model.named_modules())
-    scored: dict[tuple[str, int], Tensor] = {}
-    parts: Parts = {}
-    for c in classes:
-        parts[c.name] = []
-        for m in joined(c):
-            known = statistics.tensors.get(m.tensor)
-            if m.produces or m.over is not None or len(graph.shapes[m.tensor]) < 2:
-                continue
-            if m.tensor not in parameters or (criterion.needs and known is None):
-                continue
-            if getattr(modules[module_of(m.tensor)], "groups", 1) != 1:
-                continue  # its weight has the inputs of one group, its input those of all
-            if (m.tensor, m.axis) not in scored:
-                weight = _values(parameters[m.tensor], m.tensor).detach().float()
-                matrix = weight.movedim(m.axis, 0).flatten(1).T
-                scored[m.tensor, m.axis] = criterion(matrix, known or Stats(m.tensor))
-            scores = scored[m.tensor, m.axis]
-            number = unit_sum(torch.ones_like(scores), m.unit, c.size).clamp(min=1)
-            parts[c.name].append(unit_sum(scores, m.unit, c.size) / number)
     return parts
 
 
@@ -347,13 +350,7 @@ def _classes(
     return parts
 
 
-_SCORERS = {
-    "element": _elements,
-    "filter": _filters,
-    "input": _inputs,
-    "norm": _norms,
-    "class": _classes,
-}
+_SCORERS = {"element": _elements, "filter": _filters, "norm": _norms, "class": _classes}
 
 
 def _values(tensor: Tensor, name: str) -> Tensor:

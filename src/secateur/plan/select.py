@@ -22,7 +22,6 @@ from secateur.graph.forward import uncollected
 from secateur.names import match_names, unknown
 from secateur.plan import budget
 from secateur.plan.plan import Plan
-from secateur.plan.show import narrow
 from secateur.scope.order import Limits, Order, order
 
 HEADS = {"head", "kv_head", "query"}
@@ -183,8 +182,7 @@ def plan(
             return masks_for(candidates, 1.0)
 
     with uncollected():
-        made = _prepared(graph, select, scored, made_by, notes, keep, check=check)
-    return replace(made, notes=(*made.notes, *narrow(made)))
+        return _prepared(graph, select, scored, made_by, notes, keep, check=check)
 
 
 def _prepared(

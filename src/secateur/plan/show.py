@@ -51,19 +51,3 @@ def table(plan: Plan) -> str:
 
 def _elements(shape: tuple[int, ...]) -> int:
     return math.prod(shape)
-
-
-def narrow(plan: Plan) -> tuple[str, ...]:
-    """A note where hardly anything is left of a layer: training seldom brings that back."""
-    found = [
-        f"{name} keeps {size - gone} of {size}"
-        for name, gone in plan.removed.items()
-        if (size := plan.sizes[name]) >= 8 and (size - gone) * 10 < size
-    ]
-    if not found:
-        return ()
-    more = f", and {len(found) - 3} more" if len(found) > 3 else ""
-    return (
-        f"very narrow: {', '.join(found[:3])}{more}; what was taken from so few units is seldom "
-        "brought back by training (min_width= and max_ratio= set a floor)",
-    )

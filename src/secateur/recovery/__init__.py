@@ -11,21 +11,17 @@ from secateur.names import unknown
 from secateur.recovery.bn_recalibrate import BNRecalibrate
 from secateur.recovery.distil import Distil
 from secateur.recovery.fine_tune import FineTune
-from secateur.recovery.from_scratch import FromScratch
 from secateur.recovery.least_squares import LeastSquares
 from secateur.recovery.none import NoRecovery
 from secateur.recovery.registry import Recovery, member, members
-from secateur.recovery.rewind import Rewind
 
 __all__ = [
     "BNRecalibrate",
     "Distil",
     "FineTune",
-    "FromScratch",
     "LeastSquares",
     "NoRecovery",
     "Recovery",
-    "Rewind",
     "member",
     "names",
     "recovery",

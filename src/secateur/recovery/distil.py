@@ -141,8 +141,7 @@ class Distil:
                 "features": list(self.features or ()),
                 "feature_weight": self.feature_weight,
             }
-            batches = require(data, "Distil")
-            return train(model, batches, loss_of, self.base, "distil", plan, **settings)
+            return train(model, require(data, "Distil"), loss_of, self.base, "distil", **settings)
 
 
 def _watch(network: nn.Module, role: str, name: str, seen: dict[tuple[str, str], Tensor]) -> Any:

@@ -16,7 +16,7 @@ from secateur.recovery.training import train
 @member("fine-tune")
 @dataclass(frozen=True)
 class FineTune:
-    """Train the pruned model for some epochs or steps; masks given as its plan are held.
+    """Train the pruned model for some epochs or steps.
 
     Data order: before epoch ``e`` the torch, Python and NumPy generators, and those of the loader
     and its sampler, are seeded from ``(seed, e)`` and ``set_epoch(e)`` is called where there is
@@ -28,9 +28,6 @@ class FineTune:
     Args:
         epochs: passes over the data.
         steps: batches in all; overrides ``epochs``.
-        start: step at which to take the run up, as if the steps before it were done: the data
-            order and the learning rates are those from there on.
-        stop: step at which to end, with the learning rates of a run that goes on.
         lr: learning rate; ``None`` is 0.01 for sgd, 0.0005 for adamw, the callable's own otherwise.
         optimizer: ``"sgd"``, ``"adamw"`` or a callable ``(parameters[, lr=lr]) -> Optimizer``.
         momentum: of sgd.
@@ -51,8 +48,6 @@ class FineTune:
 
     epochs: int = 1
     steps: int | None = None
-    start: int = 0
-    stop: int | None = None
     lr: float | None = None
     optimizer: str | Callable[..., Optimizer] = "sgd"
     momentum: float = 0.9
@@ -92,4 +87,4 @@ class FineTune:
         def loss_of(batch: Any) -> Tensor:
             return task_loss(run(model, batch, self.forward), batch, self.loss)
 
-        return train(model, require(data, "FineTune"), loss_of, self, "fine-tune", plan)
+        return train(model, require(data, "FineTune"), loss_of, self, "fine-tune")

@@ -18,8 +18,6 @@ from torch.optim import Optimizer
 
 from secateur.engine.batches import require_finite
 from secateur.engine.checkpoint import digest, load_state, restore_rng, rng_state, save_state
-from secateur.engine.hold import held
-from secateur.engine.masks import MaskSet
 from secateur.engine.order import epoch_batches, generators_kept
 from secateur.errors import ConfigError, DataError, StoreError
 from secateur.measure.calling import describe, device_of, evaluating, to_device
@@ -59,7 +57,6 @@ class _Run:
     scaler: torch.amp.GradScaler
     how: "FineTune"
     total: int
-    last: int  # the step at which it ends: total, or earlier
     identity: dict[str, Any]
     place: Place = field(default_factory=Place)
     best_weights: dict[str, Tensor] | None = None
@@ -103,7 +100,6 @@ def train(
     loss_of: Callable[[Any], Tensor],
     how: "FineTune",
     recovery: str,
-    plan: Any = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Train ``model`` in place on ``loss_of(batch)``; on an error it is given back as it came.
@@ -114,7 +110,6 @@ def train(
         loss_of: the loss of a batch, a scalar with a gradient.
         how: everything else.
         recovery: the name in the report and the checkpoint.
-        plan: masks are held throughout; what is removed for real needs nothing.
         settings: what else a checkpoint must have been made with.
 
     Returns:
@@ -123,10 +118,6 @@ def train(
     _check_numbers(how)
     require_finite(model)
     total = _total_steps(data, how)
-    place = _first_place(data, how, total)
-    masks = plan if isinstance(plan, MaskSet) else None
-    if masks is not None:
-        settings["masks"] = digest(masks)
     optimizer = build_optimizer(
         model.parameters(), how.optimizer, how.lr, how.momentum, how.weight_decay
     )
@@ -140,11 +131,10 @@ def train(
         "shapes": {k: [str(v.dtype), list(v.shape)] for k, v in before.items()},
         "weights": "" if how.checkpoint is None else digest(before),
     }
-    last = total if how.stop is None else min(how.stop, total)
-    run = _Run(model, optimizer, scaler, how, total, last, identity, place)
+    run = _Run(model, optimizer, scaler, how, total, identity)
     start = time.perf_counter()
     try:
-        with generators_kept(data), torch.enable_grad(), held(model, optimizer, masks):
+        with generators_kept(data), torch.enable_grad():
             generators = run.resume()
             resumed_at = None if generators is None else run.place.step
             with _bar(run) as advance:
@@ -161,7 +151,7 @@ def train(
     place = run.place
     return {
         "recovery": recovery,
-        "steps": place.step - how.start,
+        "steps": place.step,
         "epochs": len(place.history),
         "skipped": place.skipped,
         "stopped_early": place.stopped_early,
@@ -184,7 +174,7 @@ def _epoch(
         restore_rng(generators)
     run.model.train()
     lr = 0.0
-    while place.step < run.last and (batch := next(batches, None)) is not None:
+    while place.step < run.total and (batch := next(batches, None)) is not None:
         lr = set_rate(run.optimizer, how.schedule, place.step / run.total)
         value = _step(run, to_device(batch, device_of(run.model)), loss_of)
         place.step += 1
@@ -196,7 +186,7 @@ def _epoch(
             place.finite += 1
             place.in_a_row = 0
         advance()
-        if place.step % how.every == 0 and place.step < run.last:
+        if place.step % how.every == 0 and place.step < run.total:
             run.save()
     if place.position == 0:
         raise DataError(
@@ -276,7 +266,7 @@ def _end_epoch(run: _Run, lr: float) -> None:
                 k: v.detach().to("cpu", copy=True) for k, v in _tensors(run.model).items()
             }
         place.stopped_early = place.epoch - place.best_epoch >= how.early_stop
-    place.done = place.stopped_early or place.step >= run.last
+    place.done = place.stopped_early or place.step >= run.total
     if place.done and run.best_weights is not None:
         run.model.load_state_dict(run.best_weights, strict=False)
         run.best_weights = None
@@ -305,7 +295,10 @@ def _total_steps(data: Iterable[Any], how: "FineTune") -> int:
         raise DataError(
             "a generator can be read only once: give a DataLoader or a list for several epochs."
         )
-    length = _length(data)
+    try:
+        length = len(data) if isinstance(data, Sized) else None
+    except TypeError:  # a DataLoader over an iterable data set has __len__ but no length
+        length = None
     if length is None:
         raise DataError("the loader has no length: say how long to train with steps=.")
     if length == 0:
@@ -315,28 +308,8 @@ def _total_steps(data: Iterable[Any], how: "FineTune") -> int:
     return length * how.epochs
 
 
-def _length(data: Iterable[Any]) -> int | None:
-    try:
-        return len(data) if isinstance(data, Sized) else None
-    except TypeError:  # a DataLoader over an iterable data set has __len__ but no length
-        return None
-
-
-def _first_place(data: Iterable[Any], how: "FineTune", total: int) -> Place:
-    """Where a run that takes up another at ``start`` begins."""
-    if how.start == 0:
-        return Place()
-    last = total if how.stop is None else min(how.stop, total)
-    if not 0 < how.start < last:
-        raise ConfigError(f"FineTune(start={how.start}): the run ends at step {last}; start before")
-    length = _length(data)
-    if not length:
-        raise DataError("start= counts batches of epochs: give a loader that has a length.")
-    return Place(epoch=how.start // length, position=how.start % length, step=how.start)
-
-
 def _check_numbers(how: "FineTune") -> None:
-    for name in ("epochs", "steps", "every", "early_stop", "stop"):
+    for name in ("epochs", "steps", "every", "early_stop"):
         value = getattr(how, name)
         if value is not None and value < 1:
             raise ConfigError(f"FineTune({name}={value}): give at least 1.")
@@ -348,7 +321,7 @@ def _check_numbers(how: "FineTune") -> None:
 
 def _settings(how: "FineTune", total: int) -> dict[str, Any]:
     names = ("lr", "optimizer", "momentum", "weight_decay", "schedule", "amp", "early_stop")
-    chosen = {name: getattr(how, name) for name in (*names, "clip", "seed", "start", "stop")}
+    chosen = {name: getattr(how, name) for name in (*names, "clip", "seed")}
     named = {
         k: getattr(v, "__qualname__", "custom") if callable(v) else v for k, v in chosen.items()
     }
@@ -388,7 +361,7 @@ def _bar(run: _Run) -> Iterator[Callable[[], None]]:
     )
     bar = Progress(*columns, console=Console(stderr=True), disable=not run.how.progress)
     with bar:
-        task = bar.add_task("", total=run.last, completed=run.place.step, loss="-")
+        task = bar.add_task("", total=run.total, completed=run.place.step, loss="-")
 
         def advance() -> None:
             place = run.place

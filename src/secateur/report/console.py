@@ -86,9 +86,10 @@ def _widths(layers: tuple[Layer, ...]) -> Table:
     table.add_column("Before", justify="right")
     table.add_column("After", justify="right")
     table.add_column("Kept", no_wrap=True)
-    for layer in layers:  # each bar is its own layer's width: a narrow layer shows as well
-        kept = min(_BAR, round(_BAR * layer.after / max(layer.before, 1)))
-        gone = _BAR - kept
+    widest = max(max(layer.before, layer.after) for layer in layers) or 1
+    for layer in layers:
+        kept = round(_BAR * layer.after / widest)
+        gone = max(0, round(_BAR * layer.before / widest) - kept)
         table.add_row(
             Text(plain(layer.name)),
             str(layer.before),

@@ -235,8 +235,6 @@ class Step:
 class Record:
     """All that a report shows; every part but the first four may be missing and is then left out.
 
-    ``inputs`` are the shapes of the example batch that costs are counted and timed on.
-
     Example:
         >>> record = Record("Half a net", "zoo:resnet20", State(200), State(100))
         >>> Record.from_dict(record.to_dict()) == record
@@ -262,7 +260,6 @@ class Record:
     locked: tuple[Locked, ...] = ()
     notes: tuple[str, ...] = ()
     history: tuple[Step, ...] = ()
-    inputs: str = ""
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:

@@ -140,10 +140,8 @@ def _timed(latency: Latency) -> Cell:
 
 
 def footnotes(record: Record) -> tuple[str, ...]:
-    """Say what batch the costs are of, how the latency was taken, and that energy is a model."""
+    """Say how the latency was taken, and that energy is a model."""
     said = []
-    if record.inputs and record.after.macs is not None:
-        said.append(f"MACs, latency and memory are those of one forward of {record.inputs}.")
     timed = [state.latency for state in states(record) if state.latency is not None]
     if timed:
         ways = {

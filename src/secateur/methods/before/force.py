@@ -1,9 +1,7 @@
 """FORCE: SNIP in rounds in which a connection that is gone may come back."""
 
-from dataclasses import replace
 from typing import Any
 
-from secateur.methods.before.iterative_snip import iterative_snip
 from secateur.methods.registry import Method, method
 
 
@@ -26,5 +24,12 @@ def force(
         >>> force(0.9).revive
         True
     """
-    made = iterative_snip(amount, rounds=rounds, linear=linear, granularity=granularity)
-    return replace(made, revive=True)
+    return Method(
+        amount,
+        criterion="saliency",
+        scope="global",
+        rounds=rounds,
+        linear_rounds=linear,
+        revive=True,
+        granularity=granularity,
+    )

@@ -25,8 +25,8 @@ class Rewiring(Rule):
             moment.state[f"sign.{n}"] = torch.where(p.detach() < 0, -1.0, 1.0).to(p.dtype)
 
     def after_step(self, moment: Moment) -> None:
+        rate = moment.rate()
         for n, p in moment.parameters.items():
-            rate = moment.rate(p)
             mask, sign = moment.masks[n], moment.state[f"sign.{n}"].to(p)
             walk = torch.randn(p.shape, generator=moment.generator).to(p)
             p.add_(mask * sign * rate * (self.noise * walk - self.l1))
@@ -48,8 +48,7 @@ def deepr(
 
     $$\theta \leftarrow \theta - \eta \alpha + \eta \sigma \nu, \qquad \nu \sim N(0, 1)$$
 
-    on active connections, with $\eta$ the learning rate of the weight's own group; so every step
-    updates weights, and the exchange follows it. A connection with
+    on active connections, with $\eta$ the optimizer's learning rate. A connection with
     $\theta < 0$ becomes dormant, and as many dormant ones of its layer, at random, become active
     at zero, with empty optimizer slots. Momentum and weight decay are not in the paper; plain SGD
     is its setting.

@@ -96,8 +96,7 @@ def dsr(
     Every ``every`` steps the kept weights with $|w| < H$ go, of all layers; a layer's largest
     stays. With K gone, $H$ halves if $K > (1 + \delta) N_p$ and doubles if $K < (1 - \delta) N_p$.
     As many return at random places, at zero with empty optimizer slots, divided over layers in
-    proportion to the weights that stayed, $K R_l / \sum_l R_l$, as far as a layer has room. The
-    exchange follows the step, which updates the weights as any other.
+    proportion to the weights that stayed, $K R_l / \sum_l R_l$, as far as a layer has room.
 
     Args:
         amount: Fraction that is absent, from the start.

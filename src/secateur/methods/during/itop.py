@@ -67,8 +67,7 @@ def itop(
     """RigL or SET with long intervals and a share that falls over the whole of training.
 
     What counts is how many weights have been active at some time and were trained long enough to
-    be judged: ``exploration(explored(handle.moment))`` tells how many. As in RigL, the step of an
-    exchange updates no weight.
+    be judged: ``exploration(explored(handle.moment))`` tells how many.
 
     Args:
         amount: Fraction that is absent, from the start.
