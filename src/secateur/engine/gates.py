@@ -103,7 +103,9 @@ class Gates:
         """The gradient of the sum of all gates' gradients: the Hessian times ones."""
         if grads:
             total = torch.stack([g.sum() for g in grads]).sum()
-            products = torch.autograd.grad(total, list(self.gates.values()), allow_unused=True)
+            products = torch.autograd.grad(
+                total, list(self.gates.values()), retain_graph=True, allow_unused=True
+            )
             for curvature, product in zip(self.curvatures.values(), products, strict=True):
                 if product is not None:
                     curvature += product

@@ -254,10 +254,10 @@ def _one_batch(
         grads = torch.autograd.grad(
             value, [*tensors, *factors], create_graph=twice, allow_unused=True
         )
+        if gates is not None:  # first: the Hessian's diagonal lets go of the graph
+            gates.add_batch(grads[len(tensors) :])
         if gradients is not None and tensors:
             gradients.add_batch(grads[: len(tensors)])
-        if gates is not None:
-            gates.add_batch(grads[len(tensors) :])
 
 
 @contextmanager
