@@ -128,8 +128,9 @@ def contributions(
         rows = rows[:, _some(rows.shape[1], generator)].flatten(0, 1).float()
         weight = module.weight.detach().float()
         return len(rows), (rows.T @ rows) * (weight.T @ weight)
-    plain = isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros"
-    if not plain or isinstance(module.padding, str) or x.dim() != 4:
+    if not isinstance(module, nn.Conv2d) or module.groups != 1 or x.dim() != 4:
+        return None
+    if module.padding_mode != "zeros" or isinstance(module.padding, str):
         return None
     patches = nn.functional.unfold(
         x.float(), module.kernel_size, module.dilation, module.padding, module.stride
