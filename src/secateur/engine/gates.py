@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,8 +25,11 @@ class Gates:
     batch norm, is gated there.
     """
 
-    def __init__(self, graph: Graph, classes: Sequence[UnitClass]) -> None:
+    def __init__(
+        self, graph: Graph, classes: Sequence[UnitClass], needs: Collection[str] = ()
+    ) -> None:
         self.graph = graph
+        self.curved = "gate_curvature" in needs
         device = next((p.device for p in graph.model.parameters()), torch.device("cpu"))
         flow = dataflow(graph)
         places = {c.name: gate_places(graph, c, flow) for c in classes}
@@ -40,6 +43,7 @@ class Gates:
             for module, dim, unit in at:
                 self.places.setdefault(module, []).append((name, dim, unit.to(device)))
         self.totals = {n: [torch.zeros_like(z), torch.zeros_like(z)] for n, z in self.gates.items()}
+        self.curvatures = {n: torch.zeros_like(z) for n, z in self.gates.items()}
         self.reached: set[str] = set()  # classes whose gates took part: of others nothing is known
         self.batches = 0
         self.awake = True
@@ -91,12 +95,29 @@ class Gates:
             if g is not None:
                 total += g.detach()
                 squares += g.detach().square()
+        if self.curved:
+            self._curve([g for g in grads if g is not None and g.requires_grad])
         self.reached |= {n for n, g in zip(self.totals, grads, strict=True) if g is not None}
+
+    def _curve(self, grads: Sequence[Tensor]) -> None:
+        """The gradient of the sum of all gates' gradients: the Hessian times ones."""
+        if grads:
+            total = torch.stack([g.sum() for g in grads]).sum()
+            products = torch.autograd.grad(
+                total, list(self.gates.values()), retain_graph=True, allow_unused=True
+            )
+            for curvature, product in zip(self.curvatures.values(), products, strict=True):
+                if product is not None:
+                    curvature += product
 
     def result(self) -> dict[str, dict[str, Tensor]]:
         n = max(self.batches, 1)
         return {
-            c: {"gate": t / n, "gate_sq": s / n}
+            c: {
+                "gate": t / n,
+                "gate_sq": s / n,
+                **({"gate_curvature": self.curvatures[c] / n} if self.curved else {}),
+            }
             for c, (t, s) in self.totals.items()
             if c in self.reached
         }

@@ -12,6 +12,7 @@ from secateur.engine.dataflow import dataflow
 from secateur.graph import Graph, UnitClass
 from secateur.graph.classes import Axis, module_of, occurrences
 
+_POSITIONS = 10  # of each sample, at which contributions are looked at
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 
 
@@ -47,6 +48,9 @@ class LayerInputs(_Hooks):
         self.sums: dict[str, Tensor] = {}
         self.grams: dict[str, Tensor] = {}
         self.tokens: dict[str, int] = {}
+        self.positions: dict[str, int] = {}
+        self.contributions: dict[str, Tensor] = {}
+        self.generator = torch.Generator().manual_seed(0)  # of sampled positions
 
     def __enter__(self) -> LayerInputs:
         self.handles = [
@@ -60,6 +64,8 @@ class LayerInputs(_Hooks):
             x = first_tensor(args, kwargs)
             if not self.awake or x is None:
                 return
+            if "contribution" in self.needs:
+                self._contribute(name, x.detach())
             x = x.detach().movedim(axis, -1).float()
             if "input_level" in self.needs:
                 seen, total = self.samples.get(name, (0, x.new_zeros(x.shape[-1])))
@@ -78,6 +84,12 @@ class LayerInputs(_Hooks):
 
         return see
 
+    def _contribute(self, name: str, x: Tensor) -> None:
+        found = contributions(self.layers[name][0], x, self.generator)
+        if found is not None:
+            self.positions[name] = self.positions.get(name, 0) + found[0]
+            self.contributions[name] = self.contributions.get(name, 0) + found[1]
+
     def result(self) -> dict[str, dict[str, Tensor]]:
         return {
             name: {
@@ -86,9 +98,53 @@ class LayerInputs(_Hooks):
                 **({"input_variance": self.spreads[name][2] / n} if self.spreads else {}),
                 **({"input_level": _root(*self.samples[name])} if self.samples else {}),
                 **({"gram": self.grams[name] / n} if self.grams else {}),
+                **(
+                    {"contribution": self.contributions[name] / self.positions[name]}
+                    if name in self.contributions
+                    else {}
+                ),
             }
             for name, n in self.tokens.items()
         }
+
+
+def contributions(
+    module: nn.Module, x: Tensor, generator: torch.Generator
+) -> tuple[int, Tensor] | None:
+    r"""Products of what the input features add to the outputs, at a few positions of each sample.
+
+    Feature c adds $Z_c$; the sum of all $Z_c$ is the output without its bias.
+
+    Args:
+        module: A linear or two-dimensional convolution layer; of others nothing is known.
+        x: Its input.
+        generator: Of the positions.
+
+    Returns:
+        Number of positions, and $\sum \langle Z_c, Z_d \rangle$ over them, float32.
+    """
+    if isinstance(module, nn.Linear):
+        rows = x.reshape(len(x) if x.dim() > 1 else 1, -1, x.shape[-1])
+        rows = rows[:, _some(rows.shape[1], generator)].flatten(0, 1).float()
+        weight = module.weight.detach().float()
+        return len(rows), (rows.T @ rows) * (weight.T @ weight)
+    if not isinstance(module, nn.Conv2d) or module.groups != 1 or x.dim() != 4:
+        return None
+    if module.padding_mode != "zeros" or isinstance(module.padding, str):
+        return None
+    patches = nn.functional.unfold(
+        x.float(), module.kernel_size, module.dilation, module.padding, module.stride
+    )
+    patches = patches[:, :, _some(patches.shape[2], generator)]
+    patches = patches.movedim(2, 1).reshape(-1, x.shape[1], patches.shape[1] // x.shape[1])
+    parts = torch.einsum("nck,ock->cno", patches, module.weight.detach().float().flatten(2))
+    flat = parts.flatten(1)
+    return len(patches), flat @ flat.T
+
+
+def _some(positions: int, generator: torch.Generator) -> Tensor:
+    """Ten of them at most, without repetition."""
+    return torch.randperm(positions, generator=generator)[:_POSITIONS]
 
 
 def _merged(before: tuple[int, Tensor, Tensor] | None, x: Tensor) -> tuple[int, Tensor, Tensor]:

@@ -39,15 +39,20 @@ STATISTICS: Mapping[str, str] = {
     "input_level": "layer weight: root of the mean over samples of the squared mean size of the "
     "input over a sample's tokens, one an input feature",
     "gram": "layer weight: mean over tokens of x x', (input features, input features)",
+    "contribution": "layer weight: mean over sampled output positions of the products between what "
+    "two input features add to the outputs, (input features, input features)",
     "gate": "class: mean over batches of dL/dz, z = 1 a gate on each unit where it is made",
     "gate_sq": "class: mean over batches of (dL/dz)^2",
+    "gate_curvature": "class: mean over batches of the Hessian of the loss in all gates times ones",
     "activation": "class: mean absolute value that the next layers see",
     "zero_fraction": "class: fraction of exact zeros that the next layers see",
     "rank": "class: mean rank of the feature maps that the next layers see",
 }
 GRADIENTS = frozenset({"grad", "grad_sq", "sample_grad_sq", "hessian"})
-GATES = frozenset({"gate", "gate_sq"})
-INPUTS = frozenset({"input_norm", "input_mean", "input_variance", "input_level", "gram"})
+GATES = frozenset({"gate", "gate_sq", "gate_curvature"})
+INPUTS = frozenset(
+    {"input_norm", "input_mean", "input_variance", "input_level", "gram", "contribution"}
+)
 OF_CLASS = GATES | {"activation", "zero_fraction", "rank"}
 
 
@@ -153,7 +158,9 @@ def collect(
         stack.enter_context(evaluating(network))
         stack.enter_context(unfused())
         gradients = Gradients(wanted, needs, probes, seed) if needs & GRADIENTS else None
-        gates = stack.enter_context(Gates(graph, classes)) if graph and needs & GATES else None
+        gates = (
+            stack.enter_context(Gates(graph, classes, needs)) if graph and needs & GATES else None
+        )
         observers: list[LayerInputs | ClassInputs] = []
         if needs & INPUTS:
             observers.append(stack.enter_context(LayerInputs(network, needs)))
@@ -240,16 +247,17 @@ def _one_batch(
             with torch.no_grad():
                 run(network, batch)
         return
-    twice = gradients is not None and "hessian" in gradients.needs
+    curved = gates is not None and gates.curved
+    twice = curved or (gradients is not None and "hessian" in gradients.needs)
     with twice_differentiable() if twice else nullcontext():
         value = _loss(network, batch, loss, index)
         grads = torch.autograd.grad(
             value, [*tensors, *factors], create_graph=twice, allow_unused=True
         )
+        if gates is not None:  # first: the Hessian's diagonal lets go of the graph
+            gates.add_batch(grads[len(tensors) :])
         if gradients is not None and tensors:
             gradients.add_batch(grads[: len(tensors)])
-        if gates is not None:
-            gates.add_batch(grads[len(tensors) :])
 
 
 @contextmanager
