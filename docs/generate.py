@@ -30,6 +30,10 @@ def there() -> str:
     def names(found: list[str]) -> str:
         return ", ".join(f"`{name}`" for name in found)
 
+    def after(*, solving: bool) -> list[str]:
+        found = methods.names("after")
+        return [n for n in found if (methods.find(n).granularity == "element") == solving]
+
     modules = (SOURCE / "cli" / "commands").glob("[!_]*.py")
     rows = [
         ("criteria", "which units", names(criteria.names())),
@@ -37,8 +41,10 @@ def there() -> str:
         ("budgets", "how much in all", f"`amount`, or `keep` of {names(list(METRICS))}"),
         *(
             (f"methods {stage} training", "sparsity inside weights", names(methods.names(stage)))
-            for stage in ("before", "during", "after")
+            for stage in ("before", "during")
         ),
+        ("methods after training", "sparsity inside weights", names(after(solving=True))),
+        ("methods after training", "smaller tensors", names(after(solving=False))),
         ("granularities", "what goes as one", names(granularity.names())),
         ("schedules", "when", names(schedule.names())),
         ("recoveries", "then what", names(recovery.names())),

@@ -23,9 +23,9 @@ LAYERS = (
     ("plan",),
     ("methods", "report"),
     ("training",),
-    ("result",),
+    ("result", "settled"),
     ("prune", "sparsify"),
-    ("analyse", "integrations"),
+    ("analyse", "integrations", "lottery"),
     ("public",),
     ("__init__",),
     ("cli",),
@@ -36,7 +36,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 EXCEPTIONS = {("plan/store.py", "integrations")}
 EXTRAS = (
     "jinja2", "matplotlib", "sklearn", "scipy", "torchvision", "timm", "transformers",
-    "accelerate", "torch_geometric", "ultralytics", "onnx", "ray", "pandas",
+    "accelerate", "lightning", "torch_geometric", "ultralytics", "onnx", "ray", "pandas",
 )  # fmt: skip
 
 

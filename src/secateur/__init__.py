@@ -19,7 +19,10 @@ __version__ = "0.1.0"
 
 # Importing torch takes seconds, which `secateur --help` need not wait for: names come on demand.
 _MODULES = {
-    **{n: n for n in ("criteria", "errors", "recovery", "report", "schedule", "scope", "zoo")},
+    **{
+        n: n
+        for n in ("criteria", "errors", "lottery", "recovery", "report", "schedule", "scope", "zoo")
+    },
     "language": "analyse.language",
 }
 # Public functions that a module has the name of.

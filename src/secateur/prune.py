@@ -32,6 +32,7 @@ from secateur.plan.verify import Verification
 from secateur.recovery import Recovery
 from secateur.report import Metric
 from secateur.result import Result, Seen, make_record, weights_of
+from secateur.settled import known_kinds, removing, settled
 
 log = logging.getLogger(__name__)
 Evaluate = Callable[[nn.Module], float]
@@ -44,11 +45,12 @@ def prune(
     *,
     amount: float | None = None,
     keep: Mapping[str, float] | None = None,
-    criterion: Any = "l2",
-    scope: Any = "uniform",
+    method: Any = None,
+    criterion: Any = None,
+    scope: Any = None,
     data: Iterable[Any] | None = None,
     recovery: Any = None,
-    schedule: Any = "one-shot",
+    schedule: Any = None,
     steps: int | None = None,
     evaluate: Evaluate | None = None,
     metric: Metric | None = None,
@@ -71,11 +73,13 @@ def prune(
             and latency are those of one forward on them.
         amount: Fraction of the units to remove, in [0, 1).
         keep: Budget instead: fraction to keep of ``params``, ``macs``, ``memory`` or ``latency``.
-        criterion: Which units: name, (name, options), or a function of (weight, stats).
-        scope: How much where: ``uniform``, ``global``, ``isomorphic``, or a function.
+        method: A published one (``sec.methods("after")``), which says criterion, scope, recovery
+            and more, wherever you say nothing: name, (name, options) or ``Method``.
+        criterion: Which units: name, (name, options), or a function of (weight, stats); ``l2``.
+        scope: How much where: ``uniform`` (the default), ``global``, ``isomorphic``, or a function.
         data: Batches, (inputs..., target) or dicts, for criteria and recoveries that need them.
         recovery: Name, (name, options), a ``Recovery``, or a list of these, done in turn.
-        schedule: ``one-shot``, ``linear``, ``exponential``, ``cubic``, or a function.
+        schedule: ``one-shot`` (the default), ``linear``, ``exponential``, ``cubic``, or a function.
         steps: How often to prune and heal; default: 1 for ``one-shot``, 5 for others.
         evaluate: Model -> number, called in evaluation mode without gradients.
         metric: What that number is; default: accuracy as a fraction, higher is better.
@@ -110,17 +114,30 @@ def prune(
         measure_cost(nn.Identity(), torch.zeros(1), **measure)  # refuses values out of range
     if evaluate is not None and not callable(evaluate):
         raise ConfigError(f"evaluate={evaluate!r}: give a function from a model to a number")
-    targets = _targets(amount, keep, selection.pop("overrides", None), schedule, steps)
-    if len(targets) > 1 and selection.get("fibred"):
+    said = {
+        "criterion": criterion,
+        "scope": scope,
+        "recovery": recovery,
+        "schedule": schedule,
+        **selection,
+    }
+    chosen = removing(method, amount)
+    if amount is None and not keep:
+        amount = chosen.amount
+    how = settled(chosen, said)
+    recovery, schedule = how.pop("recovery"), how.pop("schedule")
+    targets = _targets(amount, keep, how.pop("overrides", None), schedule, steps)
+    if len(targets) > 1 and how.get("fibred"):
         raise ConfigError(
             "fibred=True is for one step: what every head chose for itself cannot be followed "
             'through several; use schedule="one-shot"'
         )
     healers = [_shown(healer, progress) for healer in _healers(recovery)]
-    _check_data(data, passes=len(targets) * (len(healers) + bool(criteria.find(criterion).needs)))
-    common = {"criterion": criterion, "scope": scope, "data": data, "seed": seed, **selection}
+    scored = bool(criteria.find(how["criterion"]).needs)
+    _check_data(data, passes=len(targets) * (len(healers) + scored))
     with generators_kept(data or ()):
         graph = trace(model, example_inputs)
+        common = {"data": data, "seed": seed, "kinds": known_kinds(chosen, graph), **how}
         made, plan = model, make_plan(graph, **common, **targets[-1])  # or all of it cannot be had
         seen = Seen(dense=_score(evaluate, model), dense_weights=weights_of(model))
         history: list[dict[str, Any]] = []
@@ -153,7 +170,8 @@ def prune(
         cost = _measured(made, example_inputs, model, measure)
     if healers:
         seen = replace(seen, healed_weights=weights_of(made, like=seen.dense_weights))
-    asked = {"recovery": _named(recovery), "schedule": _named(schedule), "steps": len(targets)}
+    asked: dict[str, Any] = {"method": _named(method), "recovery": _named(recovery)}
+    asked |= {"schedule": _named(schedule), "steps": len(targets)}
     record = make_record(graph, plan, made, seen, cost, proof, metric, history, asked, seed)
     if inplace:
         made = _into(model, plan, made)

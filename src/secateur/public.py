@@ -1,7 +1,7 @@
 """The public names, all of them; the package takes them from here when one is first used."""
 
-from secateur import criteria, errors, recovery, report, schedule, scope, zoo
-from secateur.analyse import language, pareto, sensitivity
+from secateur import criteria, errors, lottery, recovery, report, schedule, scope, zoo
+from secateur.analyse import barrier, instability, language, pareto, sensitivity
 from secateur.engine.masks import MaskSet
 from secateur.errors import SecateurError
 from secateur.graph import Graph, UnitClass, rule, trace
@@ -30,10 +30,13 @@ __all__ = [
     "UnitClass",
     "Verification",
     "attach",
+    "barrier",
     "criteria",
     "errors",
+    "instability",
     "language",
     "load",
+    "lottery",
     "masked",
     "measure",
     "methods",

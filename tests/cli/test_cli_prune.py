@@ -58,6 +58,16 @@ def test_a_run_directory_holds_everything_and_loads_back(secateur, net, tmp_path
     assert record.after.accuracy == right / 20
 
 
+def test_a_method_settles_what_no_flag_says(secateur, net, tmp_path):
+    out = tmp_path / "out"
+    ran = secateur(*options(net, out, "--method", "flap:scope=uniform", "--amount", "0.5"))
+    assert ran.code == 0, ran.err
+    settings = read(out / "metrics.json").settings
+    assert settings["method"] == "flap(scope=uniform)"
+    assert settings["criterion"] == "fluctuation"
+    assert settings["recovery"] == "bias"
+
+
 def test_the_resolved_configuration_reproduces_the_run(secateur, net, tmp_path, monkeypatch):
     out, again = tmp_path / "out", tmp_path / "again"
     monkeypatch.chdir(tmp_path)

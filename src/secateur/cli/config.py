@@ -54,9 +54,18 @@ class Config:
     keep: Mapping[str, float] = _key(
         "budget: params, macs, memory or latency = fraction to keep", {}, metavar="WHAT=FRACTION"
     )
-    criterion: Named = _key("which units: a name, NAME:option=value,...", "l2", metavar="NAME")
-    scope: str = _key("how much where", "uniform", metavar="NAME")
-    schedule: str = _key("when: one-shot, linear, exponential, cubic", "one-shot", metavar="NAME")
+    method: Named | None = _key(
+        "a published one, which settles criterion, scope, recovery where you say nothing",
+        metavar="NAME",
+    )
+    criterion: Named | None = _key(
+        "which units: a name, NAME:option=value,... (default: the method's, or l2)", metavar="NAME"
+    )
+    scope: str | None = _key("how much where (default: the method's, or uniform)", metavar="NAME")
+    schedule: str | None = _key(
+        "when: one-shot, linear, exponential, cubic (default: the method's, or one-shot)",
+        metavar="NAME",
+    )
     steps: int | None = _key("how often to prune and heal")
     ignore: list[str] = _key("what these modules make stays whole", [], metavar="GLOB")
     overrides: Mapping[str, float] = _key("own amount for some modules", {}, metavar="GLOB=AMOUNT")
@@ -167,4 +176,4 @@ def _default(key: str) -> Any:
 
 
 def _named(key: str) -> bool:
-    return key in ("criterion", "recovery")
+    return key in ("method", "criterion", "recovery")

@@ -14,7 +14,7 @@ _GROUPS = {
         "original weights inputs batch data batch_size loss evaluate metric device dtype"
     ),
     "what goes": (
-        "amount keep criterion scope ignore overrides kinds statistical max_ratio min_width "
+        "amount keep method criterion scope ignore overrides kinds statistical max_ratio min_width "
         "round_to reduction normalizer"
     ),
     "when, and what then": "schedule steps recovery",
@@ -77,7 +77,7 @@ def _read(key: str, texts: Any) -> Any:
         return dict(_pair(text, where) for text in texts)
     if key == "sensitivity":
         return [value(part, where) for text in texts for part in text.split(",")]
-    if key in ("criterion", "recovery"):
+    if key in ("method", "criterion", "recovery"):
         named = [named_options(text, where) for text in texts]
         return named[0] if len(named) == 1 else named
     return texts

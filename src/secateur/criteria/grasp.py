@@ -10,6 +10,7 @@ from secateur.criteria.registry import criterion
 from secateur.engine.batches import require, run, take, task_loss
 from secateur.engine.gradients import differentiable, twice_differentiable
 from secateur.engine.order import epoch_batches, generators_kept
+from secateur.engine.ranks import mean_
 from secateur.errors import DataError
 from secateur.measure.calling import describe, device_of, evaluating, to_device, unfused
 
@@ -83,6 +84,7 @@ def grasp(
     ):
         for count, found in enumerate(gradients(False), 1):
             _add(g, found, count)
+        mean_(g, count)
         for count, found in enumerate(gradients(True), 1):
             z = [
                 (mean * own.float()).sum()
@@ -93,6 +95,7 @@ def grasp(
                 _add(
                     hg, torch.autograd.grad(torch.stack(z).sum(), tensors, allow_unused=True), count
                 )
+        mean_(hg, count)
     return {n: t.detach().float() * h for (n, t), h in zip(parameters.items(), hg, strict=True)}
 
 

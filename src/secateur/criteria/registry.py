@@ -17,7 +17,7 @@ from secateur.engine.statistics import STATISTICS, Stats
 from secateur.errors import ConfigError
 from secateur.names import unknown
 
-Level = Literal["element", "filter", "norm", "class", "model"]
+Level = Literal["element", "filter", "input", "norm", "class", "model"]
 Needs = frozenset[str] | Callable[..., Collection[str]]
 CriterionLike = "str | tuple[str, Mapping[str, Any]] | Criterion | Callable[..., Tensor]"
 F = TypeVar("F", bound=Callable[..., "Tensor | dict[str, Tensor]"])
@@ -35,6 +35,8 @@ class Criterion:
     |---|---|---|
     | element | a weight of any shape, its ``Stats`` | a score an element |
     | filter | a matrix (units, elements of each unit) of one layer | a score a row |
+    | input | the matrix (outputs, inputs) of a layer that takes a class in, its ``Stats`` | a score
+      an input; a unit gets the mean over its inputs |
     | norm | the scale of a batch norm, its ``Stats`` (with ``shift``) | a score a channel |
     | class | the ``Stats`` of a unit class | a score a unit |
     | model | the model, parameters; data, loss, generator | scores of elements by name |
@@ -48,6 +50,7 @@ class Criterion:
         reduction: How the scores of coupled tensors become one: sum, mean, max, min, prod, first.
         normalizer: How the scores of a class are scaled before classes are compared.
         biases: True if one-dimensional biases and shifts are scored too.
+        vectors: Of elements: the size of their sum over a row or column counts, signs included.
         options: Keyword arguments of the function.
     """
 
@@ -59,6 +62,7 @@ class Criterion:
     reduction: str = "sum"
     normalizer: str = "none"
     biases: bool = False
+    vectors: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     needs_of: Callable[..., Collection[str]] | None = None
 

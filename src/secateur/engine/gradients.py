@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
+from secateur.engine.ranks import mean_
+
 
 class Gradients:
     r"""Running means over batches; parameters that the loss does not depend on stay at zero.
@@ -81,12 +83,13 @@ class Gradients:
                 total += g.float().square()
 
     def result(self) -> dict[str, dict[str, Tensor]]:
+        means = {}
+        for need, totals in self.totals.items():
+            count = max(self.samples if need == "sample_grad_sq" else self.batches, 1)
+            means[need] = [t / count for t in totals]
+            mean_(means[need], count)
         return {
-            name: {
-                need: totals[k] / max(self.samples if need == "sample_grad_sq" else self.batches, 1)
-                for need, totals in self.totals.items()
-            }
-            for k, name in enumerate(self.names)
+            name: {need: of[k] for need, of in means.items()} for k, name in enumerate(self.names)
         }
 
 

@@ -32,13 +32,17 @@ class LayerInputs(_Hooks):
     Of a convolution the features are the input channels and every pixel is a token.
     """
 
-    def __init__(self, model: nn.Module, needs: Collection[str]) -> None:
+    def __init__(
+        self, model: nn.Module, needs: Collection[str], only: Collection[str] | None = None
+    ) -> None:
         self.needs = frozenset(needs)
         self.layers = {}
         for name, module in model.named_modules():
             axis = feature_axis(module)
-            if axis is not None:
+            if axis is not None and (only is None or name in only):
                 self.layers[f"{name}.weight".lstrip(".")] = (module, axis)
+        self.spreads: dict[str, tuple[int, Tensor, Tensor]] = {}
+        self.samples: dict[str, tuple[int, Tensor]] = {}
         self.squares: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
         self.grams: dict[str, Tensor] = {}
@@ -56,12 +60,19 @@ class LayerInputs(_Hooks):
             x = first_tensor(args, kwargs)
             if not self.awake or x is None:
                 return
-            x = x.detach().movedim(axis, -1).flatten(0, -2).float()
+            x = x.detach().movedim(axis, -1).float()
+            if "input_level" in self.needs:
+                seen, total = self.samples.get(name, (0, x.new_zeros(x.shape[-1])))
+                level = x.abs().reshape(len(x), -1, x.shape[-1]).mean(1)
+                self.samples[name] = (seen + len(x), total + level.square().sum(0))
+            x = x.flatten(0, -2)
             self.tokens[name] = self.tokens.get(name, 0) + len(x)
             if "input_norm" in self.needs:
                 self.squares[name] = self.squares.get(name, 0) + x.square().sum(0)
             if "input_mean" in self.needs:
                 self.sums[name] = self.sums.get(name, 0) + x.sum(0)
+            if "input_variance" in self.needs:
+                self.spreads[name] = _merged(self.spreads.get(name), x)
             if "gram" in self.needs:
                 self.grams[name] = self.grams.get(name, 0) + x.T @ x
 
@@ -72,10 +83,34 @@ class LayerInputs(_Hooks):
             name: {
                 **({"input_norm": (self.squares[name] / n).sqrt()} if self.squares else {}),
                 **({"input_mean": self.sums[name] / n} if self.sums else {}),
+                **({"input_variance": self.spreads[name][2] / n} if self.spreads else {}),
+                **({"input_level": _root(*self.samples[name])} if self.samples else {}),
                 **({"gram": self.grams[name] / n} if self.grams else {}),
             }
             for name, n in self.tokens.items()
         }
+
+
+def _merged(before: tuple[int, Tensor, Tensor] | None, x: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Count, mean and sum of squared deviations of what was seen before and these rows together.
+
+    Deviations from the mean are summed, never squares, whose difference float32 cannot hold.
+    """
+    mean = x.mean(0)
+    spread = (x - mean).square().sum(0)
+    if before is None:
+        return len(x), mean, spread
+    n, m = before[0], len(x)
+    gap = mean - before[1]
+    return (
+        n + m,
+        before[1] + gap * (m / (n + m)),
+        before[2] + spread + gap.square() * (n * m / (n + m)),
+    )
+
+
+def _root(samples: int, total: Tensor) -> Tensor:
+    return (total / samples).sqrt()
 
 
 class ClassInputs(_Hooks):

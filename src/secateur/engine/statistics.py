@@ -35,6 +35,9 @@ STATISTICS: Mapping[str, str] = {
     "hessian": "parameter: diagonal of the Hessian of the loss, Hutchinson's estimate",
     "input_norm": "layer weight: root of the mean squared input over tokens, one an input feature",
     "input_mean": "layer weight: mean input over tokens, one an input feature",
+    "input_variance": "layer weight: variance of the input over tokens, one an input feature",
+    "input_level": "layer weight: root of the mean over samples of the squared mean size of the "
+    "input over a sample's tokens, one an input feature",
     "gram": "layer weight: mean over tokens of x x', (input features, input features)",
     "gate": "class: mean over batches of dL/dz, z = 1 a gate on each unit where it is made",
     "gate_sq": "class: mean over batches of (dL/dz)^2",
@@ -44,6 +47,7 @@ STATISTICS: Mapping[str, str] = {
 }
 GRADIENTS = frozenset({"grad", "grad_sq", "sample_grad_sq", "hessian"})
 GATES = frozenset({"gate", "gate_sq"})
+INPUTS = frozenset({"input_norm", "input_mean", "input_variance", "input_level", "gram"})
 OF_CLASS = GATES | {"activation", "zero_fraction", "rank"}
 
 
@@ -151,7 +155,7 @@ def collect(
         gradients = Gradients(wanted, needs, probes, seed) if needs & GRADIENTS else None
         gates = stack.enter_context(Gates(graph, classes)) if graph and needs & GATES else None
         observers: list[LayerInputs | ClassInputs] = []
-        if needs & {"input_norm", "input_mean", "gram"}:
+        if needs & INPUTS:
             observers.append(stack.enter_context(LayerInputs(network, needs)))
         if graph and needs & {"activation", "zero_fraction", "rank"}:
             observers.append(stack.enter_context(ClassInputs(graph, classes, needs)))

@@ -248,7 +248,8 @@ def _elements(
                 found[c.name, k] = unit_sum(rows.sum(1), unit, c.size)
                 continue
             if m.axis not in along:
-                along[m.axis] = scores.movedim(m.axis, 0).reshape(scores.shape[m.axis], -1).sum(1)
+                lines = scores.movedim(m.axis, 0).reshape(scores.shape[m.axis], -1).sum(1)
+                along[m.axis] = lines.abs() if criterion.vectors else lines
             found[c.name, k] = unit_sum(along[m.axis], m.unit, c.size)
     return {
         c.name: [found[c.name, k] for k in range(len(members[c.name])) if (c.name, k) in found]
@@ -270,6 +271,34 @@ def _filters(
             for m in joined(c)
             if m.produces and m.tensor in parameters and len(graph.shapes[m.tensor]) > 1
         ]
+    return parts
+
+
+def _inputs(
+    graph: Graph, classes: list[UnitClass], criterion: Criterion, statistics: Statistics
+) -> Parts:
+    """Each layer that takes a class in is scored input by input; a unit has the mean of its own."""
+    parameters = dict(graph.model.named_parameters())
+    modules = dict(graph.model.named_modules())
+    scored: dict[tuple[str, int], Tensor] = {}
+    parts: Parts = {}
+    for c in classes:
+        parts[c.name] = []
+        for m in joined(c):
+            known = statistics.tensors.get(m.tensor)
+            if m.produces or m.over is not None or len(graph.shapes[m.tensor]) < 2:
+                continue
+            if m.tensor not in parameters or (criterion.needs and known is None):
+                continue
+            if getattr(modules[module_of(m.tensor)], "groups", 1) != 1:
+                continue  # its weight has the inputs of one group, its input those of all
+            if (m.tensor, m.axis) not in scored:
+                weight = _values(parameters[m.tensor], m.tensor).detach().float()
+                matrix = weight.movedim(m.axis, 0).flatten(1).T
+                scored[m.tensor, m.axis] = criterion(matrix, known or Stats(m.tensor))
+            scores = scored[m.tensor, m.axis]
+            number = unit_sum(torch.ones_like(scores), m.unit, c.size).clamp(min=1)
+            parts[c.name].append(unit_sum(scores, m.unit, c.size) / number)
     return parts
 
 
@@ -318,7 +347,13 @@ def _classes(
     return parts
 
 
-_SCORERS = {"element": _elements, "filter": _filters, "norm": _norms, "class": _classes}
+_SCORERS = {
+    "element": _elements,
+    "filter": _filters,
+    "input": _inputs,
+    "norm": _norms,
+    "class": _classes,
+}
 
 
 def _values(tensor: Tensor, name: str) -> Tensor:

@@ -48,7 +48,9 @@ class Method:
         rule: Free moments before and after each step (see ``engine.seams``).
         solver: Chooses and updates the weights of one layer together, from its inputs.
         transform: Rewrites the model before anything is scored.
-        recovery: What follows the removal.
+        recovery: What follows the removal: a name, a name with options, or a list of these.
+        kinds: Of classes that a method after training knows, of which a model has some; empty for
+            all.
         name, stage, paper: Filled in by the registry.
     """
 
@@ -72,6 +74,7 @@ class Method:
     solver: Any = None
     transform: Any = None
     recovery: Any = None
+    kinds: tuple[str, ...] = ()
     name: str = ""
     stage: str = ""
     paper: str = ""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from secateur import criteria
 from secateur.criteria.registry import Criterion
+from secateur.engine.ranks import require_whole
 from secateur.engine.statistics import Stats, collect
 from secateur.errors import ConfigError
 from secateur.granularity.registry import Units
@@ -53,6 +54,7 @@ def element_scores(
         return {n: gradients[n].abs().float() for n in parameters}
     found: Criterion = criteria.find(criterion)
     if found.level == "model":
+        require_whole(model, f"criterion {found.name!r}")
         of_model: Callable[..., Any] = found.function
         return of_model(
             model, parameters, data=data, loss=loss, generator=generator, **found.options
@@ -76,6 +78,7 @@ def element_scores(
     if found.needs == {"grad"} and gradients is not None:
         stats = {n: Stats(n, grad=g) for n, g in gradients.items()}
     elif found.needs:
+        require_whole(model, f"criterion {found.name!r}")
         stats = collect(
             model, found.needs, data, loss=loss, parameters=list(parameters), seed=seed
         ).tensors

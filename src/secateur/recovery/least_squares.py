@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -10,14 +9,8 @@ from torch import Tensor, nn
 
 from secateur.engine.batches import Forward, require, require_finite, require_teacher, take
 from secateur.errors import ConfigError, DataError
-from secateur.recovery.kept import kept_indices
-from secateur.recovery.moments import (
-    Moments,
-    execution_order,
-    gather,
-    reconstructible,
-    weight_rows,
-)
+from secateur.recovery.fed_less import fed_less
+from secateur.recovery.moments import Moments, execution_order, gather, weight_rows
 from secateur.recovery.registry import member
 
 
@@ -88,7 +81,8 @@ class LeastSquares:
         source = require(data, "LeastSquares")
         require_finite(model)
         require_finite(dense)
-        rows, skipped = _targets(model, dense, plan, self.layers)
+        places, skipped = fed_less(model, dense, plan, self.layers)
+        rows = {name: outputs for name, (outputs, _) in places.items()}
         batches = list(take(source, self.batches)) if rows and self.sequential else None
         mended: dict[str, dict[str, float]] = {}
         before = {name: _tensors(model.get_submodule(name)) for name in rows}
@@ -155,48 +149,6 @@ def _solve(matrix: Tensor, right: Tensor, ridged: bool) -> Tensor:
             return torch.cholesky_solve(right, factor)
     noise = 1e-10 if matrix.device.type == "cpu" else 1e-6  # relative precision of the products
     return torch.linalg.pinv(matrix, rtol=noise, hermitian=True) @ right
-
-
-def _targets(
-    model: nn.Module, dense: nn.Module, plan: Any, globs: Sequence[str] | None
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Layers that lost inputs, with the dense outputs they still have; and what is skipped."""
-    originals = dict(dense.named_modules())
-    owners: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    rows: dict[str, Tensor] = {}
-    skipped: dict[str, str] = {}
-    for name, module in model.named_modules():
-        original = originals.get(name)
-        if globs is not None and not any(fnmatchcase(name, glob) for glob in globs):
-            continue
-        if original is None or not isinstance(getattr(module, "weight", None), Tensor):
-            continue
-        reason = reconstructible(module, original)
-        if reason is not None:
-            if reason:
-                skipped[name] = reason
-            continue
-        new, old = weight_rows(module), weight_rows(original)
-        if new.shape[1] >= old.shape[1]:
-            continue
-        if owners.get(id(module.weight), 0) != 1:
-            skipped[name] = "its weight is shared with another layer or computed from others"
-            continue
-        if new is module.weight:
-            kept = kept_indices(old, new, plan, f"{name}.weight")
-        else:  # stored as (in, out)
-            swapped = kept_indices(original.weight, module.weight, plan, f"{name}.weight")
-            kept = swapped and (swapped[1], swapped[0])
-        if kept is None:
-            skipped[name] = "its outputs could not be matched with the dense layer's: give the plan"
-        else:
-            rows[name] = kept[0]
-    if globs is not None and not rows and not skipped:
-        raise ConfigError(f"LeastSquares(layers={list(globs)}): no layer that lost inputs matches.")
-    return rows, skipped
 
 
 def _tensors(layer: nn.Module) -> list[tuple[Tensor, Tensor]]:

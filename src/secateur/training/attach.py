@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from secateur.engine import ranks
 from secateur.engine.batches import require_finite
-from secateur.engine.masks import weights_of
-from secateur.engine.seams import Moment
+from secateur.engine.masks import MaskSet, weights_of
+from secateur.engine.seams import Moment, Rule
 from secateur.errors import ConfigError
 from secateur.granularity.registry import needs_graph, units
 from secateur.graph import Graph, trace
 from secateur.methods.registry import Method, find
 from secateur.schedule import registry as schedules
 from secateur.training.gating import Gated
-from secateur.training.handle import ATTACHED, Handle, Sources, penalty_of
+from secateur.training.handle import ATTACHED, Handle, Sources
+from secateur.training.resume import restore
 from secateur.training.start import first_masks
 from secateur.training.validation import Stream
 
@@ -41,6 +45,7 @@ def attach(
     allow_empty: bool = False,
     scaler: Any = None,
     seed: int = 0,
+    state: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Handle:
     r"""Let a method act on training; the loop stays as it is.
@@ -49,13 +54,15 @@ def attach(
     that is due and the gradients of what is masked are zeroed; after it, weights and the
     optimizer's slots are zero where masked. A step with a gradient that is not finite is skipped.
     Clipping that the loop does sees the loss's gradients only; accumulated gradients count as one
-    step.
+    step. Processes that train together (DistributedDataParallel, fully_shard) attach each; they
+    average what is measured on data, and must agree on every mask.
 
     Args:
-        model: The model; names of its parameters never change. Pass the module itself, not its
-            ``torch.compile``d wrapper (a wrapper is unwrapped).
-        optimizer: Over its parameters.
-        method: A name (``sec.methods()``), ``(name, options)``, a ``Method`` or a ``Penalty``.
+        model: The model; names of its parameters never change. Wrappers of ``torch.compile`` and
+            ``DistributedDataParallel`` are unwrapped.
+        optimizer: Over its parameters; what Accelerate or Lightning wraps around it is unwrapped.
+        method: A name (``sec.methods()``), ``(name, options)``, a ``Method``, a ``Penalty``, or a
+            ``MaskSet`` that stays as it is.
         amount: Fraction removed at the end; default: the method's.
         steps: Optimizer steps of the whole run, for methods with a schedule.
         data: Batches, for methods that score on data.
@@ -68,6 +75,8 @@ def attach(
         allow_empty: Whether a layer may lose all its weights; otherwise its best unit stays.
         scaler: The loop's ``GradScaler``, for methods that train auxiliaries.
         seed: Of everything random.
+        state: What ``handle.state_dict()`` was, to go on there: nothing is scored, and weights that
+            were loaded before stay as they are.
         **options: Of the method.
 
     Returns:
@@ -75,7 +84,9 @@ def attach(
 
     Raises:
         ConfigError: An unknown method or option, an amount outside [0, 1), a schedule without
-            ``steps``, parameters that the optimizer does not hold, or a second attachment.
+            ``steps``, parameters that the optimizer does not hold, a second attachment, or ranks
+            that disagree.
+        StoreError: A state of another method or model.
         DataError: Weights that are not finite, or data that are missing.
 
     Example:
@@ -88,12 +99,14 @@ def attach(
         >>> handle.finish().masks.sparsity
         0.5
     """
-    model = getattr(model, "_orig_mod", model)
-    found = penalty_of(method)
+    model, optimizer = _unwrapped(model), _innermost(optimizer)
+    found = penalty_of(method) or _fixed(method)
     if found is None:
         found = find(method, amount, **options)
     elif options or amount is not None:
-        raise ConfigError("a Penalty takes no amount or options here: set them when making it")
+        raise ConfigError(
+            f"a {type(method).__name__} takes no amount or options here: set them when making it"
+        )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if ATTACHED in optimizer.__dict__:
         raise ConfigError(
@@ -105,8 +118,14 @@ def attach(
             raise ConfigError(
                 f"{name} is masked by another attachment: finish() or detach() it first"
             )
-    parameters = _prunable(model, found, optimizer, held, ignore, example_inputs)
+    if isinstance(method, MaskSet):
+        masked = method.check(model)
+        parameters = _held(masked, optimizer, held)
+    else:
+        parameters = _prunable(model, found, optimizer, held, ignore)
     require_finite(model)
+    if found.gate is not None:
+        ranks.require_whole(model, f"method {found.name!r}")
     schedule = _schedule(found, steps)
     graph: Graph | None = None
     if needs_graph(found.granularity):
@@ -136,6 +155,7 @@ def attach(
     if example_inputs is not None and data is None:
         several = isinstance(example_inputs, tuple | list)
         data = [(*example_inputs, None) if several else example_inputs]  # inputs without a target
+    _require_same_run(moment, found, seed)
     stream = None if validation is None else Stream(validation)
     sources = Sources(data, loss, seed, stream)
     handle = Handle(found, moment, cut, schedule, sources, allow_empty, scaler)
@@ -144,8 +164,28 @@ def attach(
     if validation is not None and not (handle.gated and handle.gated.tensors()):
         handle.detach()
         raise ConfigError(f"method {found.name!r} trains no auxiliaries: leave out validation=")
+    try:
+        if state is not None:
+            restore(handle, state)
+        else:
+            _begin(handle, method)
+        handle.obey()
+    except BaseException:
+        handle.detach()
+        raise
+    _hook(handle)
+    return handle
+
+
+def _begin(handle: Handle, method: Any) -> None:
+    """The first masks."""
+    moment, found, schedule = handle.moment, handle.method, handle.schedule
     if handle.gated is not None:
         handle.refresh_gate()
+    elif isinstance(method, MaskSet):
+        moment.masks = {
+            n: ranks.like(method[n].to(p.device), p) for n, p in moment.parameters.items()
+        }
     elif (
         found.criterion is not None
         and not found.soft
@@ -154,10 +194,6 @@ def attach(
         first_masks(handle)
     if found.rule is not None:
         found.rule.start(moment)
-    if handle.gated is None and not found.soft:
-        handle.enforce()
-    _hook(handle)
-    return handle
 
 
 def _prunable(
@@ -166,7 +202,6 @@ def _prunable(
     optimizer: torch.optim.Optimizer,
     held: set[int],
     ignore: Iterable[str],
-    example_inputs: Any,
 ) -> dict[str, nn.Parameter]:
     if method.criterion is None and method.gate is None:  # a penalty alone, or a rule
         found = {n: p for n, p in model.named_parameters() if id(p) in held}
@@ -180,6 +215,12 @@ def _prunable(
     found = weights_of(model, ignore)
     if not found:
         raise ConfigError(f"{type(model).__name__} has no weights to prune: look at ignore=")
+    return _held(found, optimizer, held)
+
+
+def _held(
+    found: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, held: set[int]
+) -> dict[str, nn.Parameter]:
     missing = [n for n, p in found.items() if id(p) not in held]
     if missing:
         raise ConfigError(
@@ -230,8 +271,12 @@ def _schedule(method: Method, steps: int | None) -> schedules.Schedule | None:
 def _hook(handle: Handle) -> None:
     optimizer = handle.moment.optimizer
 
-    def before(*_: Any) -> None:
-        handle.before_step()
+    def before(_: Any, args: Any, kwargs: Any) -> Any:
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            handle.before_step()
+            return None
+        return args[:1], {**kwargs, "closure": partial(_run, closure, handle)}
 
     def after(*_: Any) -> None:
         handle.after_step()
@@ -243,3 +288,66 @@ def _hook(handle: Handle) -> None:
     optimizer.__dict__[ATTACHED] = True
     for p in handle.moment.parameters.values():
         setattr(p, ATTACHED, True)
+
+
+def _run(closure: Callable[[], Any], handle: Handle) -> Any:
+    """A closure makes the gradients inside the step: only after it is there anything to change."""
+    value = closure()
+    handle.before_step()
+    return value
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    while isinstance(
+        inner := getattr(model, "_orig_mod", None)
+        or (model.module if isinstance(model, DistributedDataParallel) else None),
+        nn.Module,
+    ):
+        model = inner
+    return model
+
+
+def _innermost(optimizer: Any) -> torch.optim.Optimizer:
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ConfigError(
+            "LBFGS evaluates the loss several times in a step, between which masks cannot be kept: "
+            "use another optimizer"
+        )
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(
+            f"optimizer= is a {type(optimizer).__name__}: give a torch.optim.Optimizer"
+        )
+    return optimizer
+
+
+def _fixed(method: Any) -> Method | None:
+    """Masks as a method that only keeps them."""
+    return (
+        Method(criterion=None, rule=Rule(), name="masks") if isinstance(method, MaskSet) else None
+    )
+
+
+def _require_same_run(moment: Moment, method: Method, seed: int) -> None:
+    p = next(iter(moment.parameters.values()))
+    shapes = [(n, tuple(q.shape)) for n, q in moment.parameters.items()]
+    said: dict[str, Any] = {
+        "the method": method.name,
+        "the amount": moment.target,
+        "the number of steps": moment.steps,
+        "the seed": seed,
+        "the parameters": shapes,
+    }
+    ranks.require_same(said, "attach alike on every rank", p.device)
+
+
+def penalty_of(method: Any) -> Method | None:
+    """A bare penalty as a method that does nothing else."""
+    if isinstance(method, nn.Module | str | tuple | list | Method | MaskSet):
+        return None
+    if hasattr(method, "gradients") and hasattr(method, "shrink"):
+        return Method(criterion=None, penalty=method, name=type(method).__name__)
+    raise ConfigError(
+        f"a method is a name, (name, options), a Method or a Penalty, not {type(method).__name__}"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,11 +42,15 @@ class Sparse:
 
 
 @torch.no_grad()
-def finish(handle: Handle, remove: bool, example_inputs: Any) -> Sparse:
+def finish(
+    handle: Handle, remove: bool, example_inputs: Any, averages: Sequence[nn.Module] = ()
+) -> Sparse:
     """End the run; see ``Handle.finish``."""
     moment, method = handle.moment, handle.method
     if remove and example_inputs is None:
         raise ConfigError("finish(remove=True) traces the model: give example_inputs")
+    for average in averages:
+        handle.masks.check(average)
     if moment.steps and moment.step < moment.steps and method.schedule != "one-shot":
         handle.notes.append(
             f"finished after {moment.step} of {moment.steps} steps: the schedule had reached "
@@ -54,15 +59,14 @@ def finish(handle: Handle, remove: bool, example_inputs: Any) -> Sparse:
     if method.rule is not None:
         method.rule.finish(moment)
     if handle.gated is not None:
-        gated = handle.gated
         moment.amount = max(moment.amount, moment.target)
         handle.refresh_gate()
-        hard = _hardened(handle)
+        hard = [(model, _hardened(handle, model)) for model in (moment.model, *averages)]
         handle.detach()
-        named = dict(moment.model.named_parameters(remove_duplicate=False))
-        for name, value in hard.items():
-            named[name].copy_(value)
-        del gated
+        for model, values in hard:
+            named = dict(model.named_parameters(remove_duplicate=False))
+            for name, value in values.items():
+                named[name].copy_(value)
     else:
         if method.soft and method.amount is None:
             moment.masks = {n: p != 0 for n, p in moment.parameters.items()}
@@ -71,6 +75,8 @@ def finish(handle: Handle, remove: bool, example_inputs: Any) -> Sparse:
             moment.masks = handle.chosen(scores, moment.target)
         if method.criterion is not None or method.rule is not None:
             handle.enforce()
+            for average in averages:
+                handle.masks.apply(average)
         handle.detach()
     masks = handle.masks
     if not remove:
@@ -82,14 +88,16 @@ def finish(handle: Handle, remove: bool, example_inputs: Any) -> Sparse:
     return Sparse(small, masks, handle.notes, plan, verification)
 
 
-def _hardened(handle: Handle) -> dict[str, torch.Tensor]:
+def _hardened(handle: Handle, model: nn.Module) -> dict[str, torch.Tensor]:
+    """What the gate leaves of the weights of the model, or of a copy."""
     gated = handle.gated
     assert gated is not None
     moment, gate = handle.moment, gated.gate
+    named = dict(model.named_parameters(remove_duplicate=False))
     if not gate.shared:
         return {
-            n: gate.harden(p.detach(), gated.aux[n], moment.masks[n], moment).detach()
-            for n, p in moment.parameters.items()
+            n: gate.harden(named[n].detach(), gated.aux[n], mask, moment).detach()
+            for n, mask in moment.masks.items()
         }
     hard = {}
     for space, aux in gated.aux.items():
@@ -97,5 +105,4 @@ def _hardened(handle: Handle) -> dict[str, torch.Tensor]:
         ones = torch.ones(len(keep), device=keep.device)
         hard[space] = gate.harden(ones, aux, keep, moment).detach()
     factors = gated.units.spread(hard)
-    named = dict(moment.model.named_parameters(remove_duplicate=False))
     return {n: named[n].detach() * f.to(named[n].dtype) for n, f in factors.items()}

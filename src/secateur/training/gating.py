@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.engine import ranks
 from secateur.engine.batches import run, task_loss
 from secateur.engine.seams import Auxiliaries, Gate, Moment
 from secateur.errors import ConfigError
 from secateur.granularity.registry import Units
+from secateur.training.guard import finite
 from secateur.training.validation import Stream, frozen_statistics
 
 
@@ -46,6 +48,7 @@ class Gated:
             lr = moment.rate() if gate.lr is None else gate.lr
             self.optimizer = kinds[gate.optimizer](trained, lr=lr)
         self.handles: list[Any] = []
+        self.awake = True  # hooks on copies of the model cannot be taken away
         self._place()
 
     def _place(self) -> None:
@@ -72,9 +75,12 @@ class Gated:
             return list(self.moment.parameters)
         return list(self.units.spread({n: torch.ones(k) for n, k in self.units.counts.items()}))
 
-    def effective(self, names: list[str]) -> dict[str, Tensor]:
-        """What the forward sees of these parameters."""
-        named = dict(self.moment.model.named_parameters(remove_duplicate=False))
+    def effective(
+        self, names: list[str], named: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """What the forward sees of these parameters, or of a copy's by their names."""
+        if named is None:
+            named = dict(self.moment.model.named_parameters(remove_duplicate=False))
         if not self.gate.shared:
             return {
                 n: self.gate.forward(named[n], self.aux[n], self.moment.masks[n], self.moment)
@@ -94,10 +100,12 @@ class Gated:
 
     def _shadow(self, leaves: list[tuple[str, str]]) -> Any:
         def before(module: nn.Module, _: Any) -> None:
-            for (_, leaf), value in zip(
-                leaves, self.effective([n for n, _ in leaves]).values(), strict=True
-            ):
-                module.__dict__[leaf] = value
+            if not self.awake:
+                return
+            own = {n: module.get_parameter(leaf) for n, leaf in leaves}  # a copied module's are its
+            seen = self.effective(list(own), own)
+            for name, leaf in leaves:
+                module.__dict__[leaf] = seen[name]
 
         return before
 
@@ -144,6 +152,23 @@ class Gated:
         for t, g in zip(trained, grads, strict=True):
             t.grad = g
 
+    def gradients(self) -> list[Tensor]:
+        """Of the auxiliaries, where there are any."""
+        return [t.grad for t in self.tensors() if t.grad is not None]
+
+    @torch.no_grad()
+    def average(self, overflowing: bool) -> None:
+        """Average the auxiliaries' gradients over ranks, as the loop does those of the weights.
+
+        Args:
+            overflowing: Whether a scaler skips steps unseen: what overflowed then is forgotten.
+        """
+        with ranks.together():
+            ranks.mean_(self.gradients())
+        if overflowing and not finite(self.gradients()):
+            for t in self.tensors():
+                t.grad = None
+
     def before_step(self, scaler: Any) -> None:
         """Unscale the auxiliaries' gradients and add those of the gate's own loss."""
         if scaler is not None and scaler.is_enabled():
@@ -176,6 +201,7 @@ class Gated:
         return [t for of in self.aux.values() for t in of.values() if t.requires_grad]
 
     def remove(self) -> None:
+        self.awake = False
         for handle in self.handles:
             handle.remove()
         self.handles.clear()

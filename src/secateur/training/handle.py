@@ -10,15 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.engine import ranks
 from secateur.engine.masks import MaskSet, keep_top
 from secateur.engine.seams import Moment
-from secateur.errors import ConfigError, StoreError
 from secateur.granularity.choose import choose
 from secateur.granularity.registry import Units
 from secateur.methods.registry import Method
 from secateur.methods.scoring import element_scores
 from secateur.schedule.registry import Schedule
+from secateur.training.factors import Factors
 from secateur.training.gating import Gated
+from secateur.training.guard import Guard, finite, unscale
+from secateur.training.resume import restore, state_of
 from secateur.training.validation import Stream
 
 ATTACHED = "_secateur_attached"
@@ -65,6 +68,10 @@ class Handle:
     _skipping: bool = False
     _hooks: list[Any] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._factors = Factors(self.moment)
+        self._guard = Guard(self.moment.model)
+
     # What users read.
 
     @property
@@ -74,14 +81,21 @@ class Handle:
 
     @property
     def masks(self) -> MaskSet:
-        """What stays now."""
-        return MaskSet(self.moment.masks)
+        """What stays now; of sharded parameters too, so that every rank must ask."""
+        return MaskSet({n: ranks.whole(m) for n, m in self.moment.masks.items()})
 
     @property
     def sparsity(self) -> float:
         """Fraction of the weights that is masked now."""
-        masks = self.moment.masks.values()
-        return 1 - sum(int(m.sum()) for m in masks) / max(sum(m.numel() for m in masks), 1)
+        return self.masks.sparsity
+
+    def obey(self) -> None:
+        """Zero what is masked now, where masks act on weights; all ranks must have the same."""
+        if self._enforced:
+            self._follow_masks()
+            self._factors.zero_weights()
+        else:
+            self._agree(self._factors.changed())
 
     # The two moments of every step.
 
@@ -89,18 +103,15 @@ class Handle:
         """Penalties, masks that are due, and the gradients of what is masked."""
         moment = self.moment
         validation = self.sources.validation
-        if self.gated is not None and validation is not None:
-            self.gated.validate(validation, self.sources.loss)
-        self._skipping = not self._finite()
+        weights = [p.grad for p in moment.model.parameters() if p.grad is not None]
+        searching = unscale(moment.optimizer, weights)
+        if self.gated is not None:
+            if validation is not None:
+                self.gated.validate(validation, self.sources.loss)
+            self.gated.average(overflowing=self.scaler is not None)
+        self._skipping = not finite([*weights, *(self.gated.gradients() if self.gated else ())])
         if self._skipping:
-            self.skipped += 1
-            if self.skipped == 1:
-                warnings.warn(
-                    f"step {moment.step}: a gradient is NaN or infinite; the step is skipped "
-                    "(handle.skipped counts them)",
-                    stacklevel=3,
-                )
-            self._drop_gradients()
+            self._skip(said=searching)
             return
         if self.gated is not None:
             self.gated.before_step(None if validation is not None else self.scaler)
@@ -112,9 +123,8 @@ class Handle:
         if exchanged:  # as in RigL: the step that moves connections updates no weight
             self._drop_gradients()
         elif self._enforced:
-            for name, p in moment.parameters.items():
-                if p.grad is not None:
-                    p.grad.mul_(moment.masks[name])
+            self._follow_masks()
+            self._factors.zero_gradients()
         if self.gated is not None and not self.gated.gate.trains_weights:
             for p in moment.parameters.values():
                 p.grad = None
@@ -140,20 +150,23 @@ class Handle:
         if self.gated is not None:
             self.gated.after_step(skipped=False)
             self.refresh_gate()
-        if self._enforced:
-            self.enforce()
+        self.obey()
+        self._guard.keep()
 
     @property
     def _enforced(self) -> bool:
         return self.gated is None and not self.method.soft
 
-    def _finite(self) -> bool:
-        trained = [*self.moment.model.parameters(), *(self.gated.tensors() if self.gated else ())]
-        grads = [p.grad for p in trained if p.grad is not None]
-        if not grads:
-            return True
-        largest = torch._foreach_norm(grads, float("inf"))
-        return bool(torch.stack([n.to(largest[0].device) for n in largest]).isfinite().all())
+    def _skip(self, said: bool) -> None:
+        self.skipped += 1
+        if self.skipped == 1 and not said:
+            warnings.warn(
+                f"step {self.moment.step}: a gradient is NaN or infinite; the step is skipped "
+                "(handle.skipped counts them)",
+                stacklevel=4,
+            )
+        self._drop_gradients()
+        self._guard.restore()
 
     def _drop_gradients(self) -> None:
         for group in self.moment.optimizer.param_groups:
@@ -167,6 +180,33 @@ class Handle:
         """Zero what is masked, in the weights and in the optimizer's slots."""
         for name, mask in self.moment.masks.items():
             self.moment.clear(name, ~mask)
+
+    def _follow_masks(self) -> None:
+        """Where masks are new, zero weights and slots; all ranks must have the same."""
+        changed = self._factors.changed()
+        self._agree(changed)
+        for name in changed:
+            self.moment.clear(name, ~self.moment.masks[name])
+
+    def _agree(self, changed: list[str]) -> None:
+        masks = self.moment.masks  # shards are parts of what each rank has chosen whole
+        if chosen := [n for n in changed if not ranks.sharded(masks[n])]:
+            ranks.require_same(
+                {f"the mask of {n}": masks[n] for n in chosen},
+                "give every rank the same weights (wrap or seed the model before attaching), "
+                "averaged gradients (DistributedDataParallel) and the same resume file",
+                self.device,
+            )
+
+    def settle(self) -> None:
+        """Take the model as it is now for the start of the next step."""
+        self._factors = Factors(self.moment)
+        self._guard.keep()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(iter(self.moment.parameters.values())).device
 
     @torch.no_grad()
     def _zero_weights(self) -> None:
@@ -196,10 +236,7 @@ class Handle:
         moment = self.moment
         scores = self.score(self.method.criterion, self._gradients())
         if not self.method.revive and not self.method.soft:
-            scores = {
-                n: s.masked_fill(~moment.masks[n].expand_as(s), -torch.inf)
-                for n, s in scores.items()
-            }
+            scores = self.below_masked(scores)
         moment.masks = self.chosen(scores, amount)
         moment.amount = amount
         if self.method.soft:
@@ -211,27 +248,36 @@ class Handle:
         """The masks that these scores give, with whatever else a coupled unit has."""
         scope = self.method.scope if scope is None else scope
         masks = choose(scores, self.units, amount, scope, allow_empty=self.allow_empty)
-        return {n: masks.get(n, torch.ones_like(p, dtype=torch.bool)).contiguous()
-                for n, p in self.moment.parameters.items()}  # fmt: skip
+        return {
+            n: ranks.like(masks[n].contiguous(), p)
+            if n in masks
+            else torch.ones_like(p, dtype=torch.bool)
+            for n, p in self.moment.parameters.items()
+        }
+
+    def below_masked(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The scores with what is masked below all else."""
+        masks = {n: ranks.whole(self.moment.masks[n]) for n in scores}
+        return {n: s.masked_fill(~masks[n].expand_as(s), -torch.inf) for n, s in scores.items()}
 
     def score(self, criterion: Any, gradients: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """Scores of all elements by a criterion, now."""
-        found = element_scores(
-            criterion,
-            self.moment.model,
-            self.moment.parameters,
-            data=self.sources.data,
-            loss=self.sources.loss,
-            generator=self.moment.generator,
-            gradients=gradients,
-            seed=self.sources.seed + self.moment.step,
-            units=self.units,
-        )
-        return found
+        with ranks.together():
+            return element_scores(
+                criterion,
+                self.moment.model,
+                {n: ranks.whole(p) for n, p in self.moment.parameters.items()},
+                data=self.sources.data,
+                loss=self.sources.loss,
+                generator=self.moment.generator,
+                gradients=gradients,
+                seed=self.sources.seed + self.moment.step,
+                units=self.units,
+            )
 
     def _gradients(self) -> dict[str, Tensor]:
         return {
-            n: torch.zeros_like(p) if p.grad is None else p.grad.detach()
+            n: ranks.whole(torch.zeros_like(p) if p.grad is None else p.grad.detach())
             for n, p in self.moment.parameters.items()
         }
 
@@ -243,7 +289,7 @@ class Handle:
         grown = self.units.reduce(self.score(self.method.grow, gradients))
         kept = {
             n: k > 0.5 for n, k in self.units.reduce({
-                n: m.float() for n, m in moment.masks.items()
+                n: ranks.whole(m).float() for n, m in moment.masks.items()
             }).items()
         }  # fmt: skip
         chosen = {}
@@ -255,7 +301,10 @@ class Handle:
             chosen[space] = stay | back
         old = moment.masks
         masks = self.units.spread(chosen)
-        moment.masks = {n: masks[n].contiguous() for n in old}
+        moment.masks = {
+            n: ranks.like(masks[n].contiguous(), p) if n in masks else old[n]
+            for n, p in moment.parameters.items()
+        }
         for name, mask in moment.masks.items():
             moment.clear(name, mask & ~old[name])
         return True
@@ -298,71 +347,42 @@ class Handle:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the run needs to go on exactly; for ``save_state`` or ``torch.save``."""
-        moment = self.moment
-        return {
-            "method": self.method.name,
-            "step": moment.step,
-            "steps": moment.steps,
-            "amount": moment.amount,
-            "masks": {n: m.clone() for n, m in moment.masks.items()},
-            "state": {n: t.clone() for n, t in moment.state.items()},
-            "generator": moment.generator.get_state(),
-            "skipped": self.skipped,
-            "gate": self.gated.state_dict() if self.gated is not None else {},
-        }
+        return state_of(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state_dict`` was taken.
 
-        Raises:
-            StoreError: The state is of another method or model; nothing was changed.
-        """
-        moment = self.moment
-        if state.get("method") != self.method.name:
-            raise StoreError(
-                f"the state is of method {state.get('method')!r}, this run's is "
-                f"{self.method.name!r}: attach the same method"
-            )
-        shapes = {n: tuple(m.shape) for n, m in state["masks"].items()}
-        ours = {n: tuple(p.shape) for n, p in moment.parameters.items()}
-        if shapes != ours:
-            wrong = next(iter(set(shapes.items()) ^ set(ours.items())))[0]
-            raise StoreError(f"the state is of another model: {wrong} differs; build the same one")
-        device = {n: p.device for n, p in moment.parameters.items()}
-        moment.masks = {n: m.to(device[n]).bool() for n, m in state["masks"].items()}
-        moment.state.clear()
-        moment.state.update({n: t.clone() for n, t in state["state"].items()})
-        moment.generator.set_state(state["generator"])
-        moment.step, moment.steps = int(state["step"]), int(state["steps"])
-        moment.amount = float(state["amount"])
-        self.skipped = int(state["skipped"])
-        if self.gated is not None:
-            self.gated.load_state_dict(state["gate"])
+        Attaching has already zeroed what the first masks do not keep: load the model's weights
+        after that, or give ``state=`` to ``sec.attach`` instead.
 
-    def finish(self, *, remove: bool = False, example_inputs: Any = None) -> Any:
+        Raises:
+            StoreError: The state is of another method or model, or damaged; nothing was changed.
+            ConfigError: Ranks were given states of different steps.
+        """
+        restore(self, state)
+
+    def finish(
+        self,
+        *,
+        remove: bool = False,
+        example_inputs: Any = None,
+        averages: Iterable[nn.Module] = (),
+    ) -> Any:
         """End the run: final masks, hardened weights, no hooks; with ``remove``, smaller tensors.
 
         Args:
             remove: Remove the channels that are zero altogether, and prove it.
             example_inputs: For ``remove``: what the model runs on.
+            averages: Copies of the model, as the ``module`` of an ``AveragedModel``: their own
+                weights are masked and hardened alike.
 
         Returns:
             A ``Sparse``: model, masks, plan and notes.
 
         Raises:
-            ConfigError: The schedule has not reached its end, or ``remove`` without inputs.
+            ConfigError: ``remove`` without inputs.
+            PlanError: An average is of another model.
         """
         from secateur.training.finish import finish
 
-        return finish(self, remove, example_inputs)
-
-
-def penalty_of(method: Any) -> Method | None:
-    """A bare penalty as a method that does nothing else."""
-    if isinstance(method, nn.Module | str | tuple | list | Method):
-        return None
-    if hasattr(method, "gradients") and hasattr(method, "shrink"):
-        return Method(criterion=None, penalty=method, name=type(method).__name__)
-    raise ConfigError(
-        f"a method is a name, (name, options), a Method or a Penalty, not {type(method).__name__}"
-    )
+        return finish(self, remove, example_inputs, list(averages))

@@ -112,9 +112,9 @@ def _prune(chosen: Config, folder: Path, work: Path, command: str, *, progress: 
     result = sec.prune(
         model,
         inputs,
-        recovery=healers(
-            chosen.recovery, work, seed=chosen.seed, loss=found.loss, progress=progress
-        ),
+        recovery=None
+        if chosen.recovery is None  # the method's own
+        else healers(chosen.recovery, work, seed=chosen.seed, loss=found.loss, progress=progress),
         schedule=chosen.schedule,
         steps=chosen.steps,
         evaluate=found.evaluate,
@@ -125,13 +125,16 @@ def _prune(chosen: Config, folder: Path, work: Path, command: str, *, progress: 
         **what,
     )
     fields: dict[str, Any] = {"model": source.spec, "command": command}
-    fields["settings"] = {**result.report.settings, "recovery": words(chosen.recovery)}
+    if chosen.recovery is not None:
+        fields["settings"] = {**result.report.settings, "recovery": words(chosen.recovery)}
     if found.data is not None:
         hashed = data.fingerprint(found.train)
         fields["data"] = sec.report.Data(found.data.description, hashed)
     if chosen.sensitivity and found.evaluate is not None:
         shared = {
-            key: what[key] for key in ("criterion", "data", "loss", "ignore", "kinds", "seed")
+            key: what[key]
+            for key in ("criterion", "data", "loss", "ignore", "kinds", "seed")
+            if what[key] is not None
         }
         fields["sensitivity"] = sec.sensitivity(
             model, inputs, found.evaluate, amounts=chosen.sensitivity, **shared

@@ -8,7 +8,7 @@ from typing import Any
 
 from secateur.cli import config, flags, models
 from secateur.cli.answer import Answer
-from secateur.cli.arguments import asked, criterion
+from secateur.cli.arguments import asked, named
 from secateur.errors import ConfigError
 
 EXAMPLES = ("secateur sensitivity zoo:resnet8 --amounts 0.5 --batches 2",)
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> Answer:
         inputs,
         found.evaluate,
         amounts=amounts,
-        criterion=criterion(chosen),
+        criterion=named(chosen.criterion, "criterion") or "l2",
         data=found.train,
         loss=found.loss,
         ignore=chosen.ignore,

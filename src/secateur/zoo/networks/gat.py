@@ -24,7 +24,7 @@ class GraphAttention(nn.Module):
         for weight in (self.lin.weight, self.att_src, self.att_dst):
             nn.init.xavier_uniform_(weight)
 
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
         """Map `(nodes, in_channels)` to `(nodes, heads * out_channels)`, or to the heads' mean."""
         nodes = torch.arange(x.size(0), device=x.device)
         source = torch.cat([edge_index[0], nodes])
@@ -34,6 +34,9 @@ class GraphAttention(nn.Module):
         from_target = (x * self.att_dst).sum(-1)
         alpha = F.leaky_relu(from_source[source] + from_target[target], 0.2)
         alpha = (alpha - alpha.max()).exp()
+        if edge_weight is not None:  # a node's loop to itself counts whole
+            loops = torch.ones_like(nodes, dtype=x.dtype)
+            alpha = alpha * torch.cat([edge_weight, loops])[:, None]
         total = alpha.new_zeros(x.size(0), self.heads).index_add(0, target, alpha)
         alpha = alpha / total[target]
         out = torch.zeros_like(x).index_add(0, target, x[source] * alpha.unsqueeze(-1))
@@ -50,12 +53,12 @@ class GAT(nn.Module):
         self.conv2 = GraphAttention(4 * hidden, num_classes, heads=1, concat=False)
         self.dropout = 0.5
 
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
         """Map features `(nodes, in_channels)` to logits `(nodes, num_classes)`."""
         x = F.dropout(x, self.dropout, self.training)
-        x = F.elu(self.conv1(x, edge_index))
+        x = F.elu(self.conv1(x, edge_index, edge_weight))
         x = F.dropout(x, self.dropout, self.training)
-        return self.conv2(x, edge_index)
+        return self.conv2(x, edge_index, edge_weight)
 
 
 def build() -> nn.Module:
