@@ -16,19 +16,21 @@ from benchmarks.llm import authors, page
 from benchmarks.llm.cell import DENSE, child
 from benchmarks.llm.store import PAGE, append, key, load
 
-# ADMM with fewer iterations and more damping than its paper's 20 and 0.1.
-QUICK = {"iterations": 10, "damping": 0.3}
 CELLS: tuple[dict[str, Any], ...] = (
+    {"method": "default", "target": "50%", "sample": True},
     {"method": DENSE},
-    {"method": "admm", "options": QUICK, "target": "50%", "sample": True},
     {"method": "sparsegpt", "target": "50%", "sample": True},
-    {"method": "admm", "options": QUICK, "target": "2:4"},
+    {"method": "default", "target": "2:4"},
     {"method": "sparsegpt", "target": "2:4"},
     {"method": "wanda", "target": "50%"},
     {"method": "magnitude", "target": "50%"},
-    {"method": "magnitude", "target": "50%", "arguments": {"scope": "global"}},
+    {"method": "default", "target": "60%"},
+    {"method": "sparsegpt", "target": "60%"},
+    {"method": "default", "target": "50%", "arguments": {"scope": "uniform"}},
+    {"method": "sparsegpt", "target": "50%", "arguments": {"scope": "fisher"}},
     {"method": "ria", "target": "50%"},
     {"method": "dsnot", "target": "50%"},
+    {"method": "magnitude", "target": "50%", "arguments": {"scope": "global"}},
     {"method": "wanda", "target": "50%", "arguments": {"scope": "owl"}},
     {"method": "wanda", "target": "50%", "arguments": {"scope": "alpha-pruning"}},
     {"method": "admm", "target": "50%"},

@@ -110,7 +110,9 @@ def measure(wanted: dict[str, Any]) -> dict[str, Any]:
             if wanted.get("by") == "authors":
                 zeros = authors.prune(model, wanted["method"], goal(wanted["target"]), batches)
             else:
-                method = (wanted["method"], wanted.get("options", {}))
+                method = None
+                if wanted["method"] != "default":
+                    method = (wanted["method"], wanted.get("options", {}))
                 result = sec.sparsify(
                     model, method, **goal(wanted["target"]), **wanted.get("arguments", {}),
                     data=batches, inplace=True, progress=False,

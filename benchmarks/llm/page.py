@@ -15,7 +15,9 @@ right one of four endings of a passage is the likeliest (chance: 25 %; two stand
 15 points, so it tells only the broken from the whole). Seconds are processor time of one core for
 all of the pruning, calibration included; memory is what it needed beyond the model itself. All
 layers of all 30 blocks are pruned; embeddings, head and norms stay dense, as in every paper.
-Options are the methods' own but for those in brackets. One seed.
+Options are the methods' own but for those in brackets; `default` is `sec.sparsify` without a
+method (ADMM of ten iterations, amounts by `scope="fisher"`; a pattern leaves nothing to divide).
+One seed.
 """
 
 

@@ -6,8 +6,8 @@ import copy
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,12 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from secateur.engine.blocks import find_blocks
 from secateur.engine.checkpoint import digest
-from secateur.engine.dense import dense_norms, matrices
-from secateur.engine.layerwise import Job, Row, Solution, solve_blocks
+from secateur.engine.dense import dense_energies, dense_norms, matrices
+from secateur.engine.layerwise import Job, Row, Solution, solve_blocks, whole_or_not_at_all
 from secateur.engine.masks import MaskSet
 from secateur.engine.products import Layer
-from secateur.engine.sequential import Propagate, block_weights
+from secateur.engine.sequential import Propagate
 from secateur.engine.statistics import Stats
 from secateur.engine.target import Target, parse_pattern
 from secateur.errors import ConfigError, DataError, PlanError, StoreError
@@ -30,6 +29,10 @@ from secateur.measure.calling import as_call
 from secateur.methods import registry
 from secateur.names import match_names, unknown
 from secateur.scope import amounts as layer_amounts
+
+# What docs/llm.md shows to come nearest to the dense model for its time.
+_DEFAULT = ("admm", {"iterations": 10, "damping": 0.3})
+_SAMPLES = 4  # batches that gradients are taken of
 
 
 @dataclass(frozen=True)
@@ -127,14 +130,14 @@ class Sparsified:
 
 def sparsify(
     model: nn.Module,
-    method: Any = "sparsegpt",
+    method: Any = None,
     *,
     amount: float | None = None,
     pattern: str | tuple[int, int] | None = None,
     data: Iterable[Any] | None = None,
     masks: Mapping[str, Tensor] | None = None,
     amounts: Mapping[str, float] | None = None,
-    scope: str | tuple[str, Mapping[str, Any]] = "uniform",
+    scope: str | tuple[str, Mapping[str, Any]] | None = None,
     ignore: Iterable[str] = (),
     propagate: Propagate = "pruned",
     true_sequential: bool = False,
@@ -152,14 +155,16 @@ def sparsify(
 
     Args:
         model: Any module whose blocks repeat, as every transformer's do; else layer by layer.
-        method: Name, (name, options) or ``Method`` with a layer solver.
+        method: Name, (name, options) or ``Method`` with a layer solver. Default: ADMM, with few
+            iterations and much damping.
         amount: Fraction of each layer to remove, in [0, 1).
         pattern: Instead: ``"2:4"``, n of every m consecutive inputs of each output go.
         data: Calibration: batches of bare inputs, (inputs..., target) or dicts of keywords.
         masks: Masks that are given (True = stays), by parameter; the method only updates weights.
         amounts: Globs over names -> amount for these layers; the last that matches counts.
-        scope: How the amount is divided among layers: a name of ``scope.amounts`` (``uniform``,
-            ``global``, ``owl``, ``alpha-pruning``), or (name, options); ``amounts`` go before it.
+        scope: How the amount is divided among layers: ``uniform``, ``global``, ``owl``,
+            ``alpha-pruning`` or ``fisher``, or (name, options); ``amounts`` go before it. Default:
+            ``uniform``, but ``fisher`` if no method is named either.
         ignore: Globs over names of layers that stay dense.
         propagate: What the next block is given: ``pruned`` outputs, ``dense`` ones, or ``both``:
             every layer sees the pruned inputs and aims at what it gave on the dense ones.
@@ -184,7 +189,10 @@ def sparsify(
         0.5
     """
     began = time.perf_counter()
-    chosen = registry.find(method, amount, **options)
+    divided_evenly = method is not None or pattern is not None or masks is not None
+    if scope is None:
+        scope = "uniform" if divided_evenly else "fisher"
+    chosen = registry.find(_DEFAULT if method is None else method, amount, **options)
     if chosen.solver is None:
         raise ConfigError(
             f"method {chosen.name} has no solver for one layer: sparsify takes "
@@ -211,7 +219,7 @@ def sparsify(
         part = own.get(layer.parameter, own.get(module, divided))
         if masks is not None and layer.parameter in masks:
             return Target(keep=layer.of(masks[layer.parameter].contiguous()))
-        return Target(0.5 if part is None else part, parsed)
+        return Target(0.5 if part is None else part, parsed, rows=rows.get(layer.name))
 
     def left_alone(parameter: str) -> bool:
         parts = parameter.split(".")
@@ -222,17 +230,17 @@ def sparsify(
     samples = list(_calibration(model, data)) if solver.data or data is not None else []
     name, settings = (scope, {}) if isinstance(scope, str) else scope
     divider = layer_amounts.find(name)
-    if name != "uniform" and parsed is not None:
-        raise ConfigError(
-            f"scope={name!r} divides an amount, and a pattern has none: leave one out"
-        )
+    layers: list[layer_amounts.Weighed] = []
     shares: dict[str, float] = {}
     if name != "uniform":
+        if parsed is not None:
+            raise ConfigError(f"a pattern leaves scope={name!r} nothing to divide: leave one out")
         if divider.inputs and not samples:
             raise DataError(f"scope {name} needs calibration data: give data=")
-        layers = _weighed(made, samples if divider.inputs else [], left_alone)
+        layers = _weighed(made, samples if divider.inputs else [], left_alone, divider.gradients)
         share = 0.5 if chosen.amount is None else chosen.amount
         shares = layer_amounts.divide(name, layers, share, settings)
+    rows = {layer.name: layer.output_gradient for layer in layers}
     identity = {
         "method": repr((chosen.name, sorted(solver.options.items()))),
         "target": repr(
@@ -244,7 +252,7 @@ def sparsify(
         "weights": digest(dict(made.named_parameters())) if checkpoint is not None else "",
     }
     job = Job(solver, target, left_alone, true_sequential, identity)
-    with _whole_or_not_at_all(made, checkpoint) if inplace else nullcontext():
+    with whole_or_not_at_all(made, checkpoint) if inplace else nullcontext():
         if solver.data:
             solution = solve_blocks(
                 made, samples, job, propagate=propagate, checkpoint=checkpoint, spill=spill,
@@ -285,40 +293,28 @@ def _require_finite(model: nn.Module) -> None:
             )
 
 
-@contextmanager
-def _whole_or_not_at_all(model: nn.Module, checkpoint: str | Path | None) -> Iterator[None]:
-    """Put the weights of the blocks back if something fails, or say how to go on."""
-    before: dict[nn.Parameter, Tensor] = {}
-    if checkpoint is None:
-        for block in find_blocks(model):
-            module = model.get_submodule(block.name)
-            before |= {p: p.data.clone() for p in block_weights(module, block).values()}
-    try:
-        yield
-    except BaseException as error:
-        for p, data in before.items():
-            p.data.copy_(data)
-        if checkpoint is not None:
-            error.add_note(
-                f"The model is pruned in part: load it again and call sparsify with the same "
-                f"arguments, and it goes on after the blocks that {checkpoint} holds."
-            )
-        raise
-
-
 def _weighed(
-    model: nn.Module, samples: list[Any], ignored: Callable[[str], bool]
+    model: nn.Module, samples: list[Any], ignored: Callable[[str], bool], gradients: bool
 ) -> list[layer_amounts.Weighed]:
-    """The layers that will be pruned, with the norms of their inputs where there are samples."""
+    """The layers that will be pruned, with what they meet where there are samples."""
+    weighed = layer_amounts.Weighed
     if not samples:
+        return [weighed(x.name, block, matrix) for x, block, matrix in matrices(model, ignored)]
+    if gradients:  # a few samples say which outputs matter
+        try:
+            energies = dense_energies(model, samples[:_SAMPLES], ignored)
+        except DataError as error:
+            raise DataError(f'{error} Or give scope="uniform", which needs no loss.') from error
         return [
-            layer_amounts.Weighed(layer.name, block, matrix)
-            for layer, block, matrix in matrices(model, ignored)
-        ]
+            weighed(
+                e.layer.name, e.block, e.layer.of(model.get_parameter(e.layer.parameter)),
+                e.inputs.sqrt(), e.gradients.sqrt(),
+            )
+            for e in energies
+        ]  # fmt: skip
     return [
-        layer_amounts.Weighed(layer.name, block, layer.of(parameter), norm)
+        weighed(layer.name, block, layer.of(model.get_parameter(layer.parameter)), norm)
         for layer, block, norm in dense_norms(model, samples, ignored)
-        for parameter in [model.get_parameter(layer.parameter)]
     ]
 
 

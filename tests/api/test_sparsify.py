@@ -62,6 +62,18 @@ def test_half_of_every_layer_goes_and_the_dense_model_stays(method: str, how: di
     assert output_error(model, before) == 0
 
 
+def test_without_a_method_layers_lose_what_the_loss_feels_least() -> None:
+    result = sec.sparsify(llama(), amount=0.5, data=batches(), progress=False)
+    assert result.report.method == "admm"
+    assert result.report.sparsity == pytest.approx(0.5, abs=1e-3)
+    assert len({row.removed / row.total for row in result.report.rows}) > 5
+    pattern = sec.sparsify(llama(), pattern="2:4", data=batches(), progress=False)
+    assert {row.removed / row.total for row in pattern.report.rows} == {0.5}
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(DataError, match="scope="):
+        sec.sparsify(net, amount=0.5, data=[torch.randn(4, 8)], progress=False)
+
+
 def test_updates_make_up_for_what_the_same_mask_loses() -> None:
     errors = []
     for method in (("sparseswaps", {"swaps": 0}), "reconstruct"):  # both have Wanda's mask

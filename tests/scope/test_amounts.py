@@ -120,6 +120,52 @@ def test_alpha_pruning_is_hills_estimate_and_meets_the_amount() -> None:
     assert max(found.values()) / min(found.values()) == pytest.approx(1.3 / 0.7)
 
 
+def test_fisher_is_the_global_order_of_inputs_times_gradients() -> None:
+    net = chain()
+    batches = [(x, torch.randn(16, 8, generator=torch.Generator().manual_seed(9))) for x in data()]
+    inputs, gradients = {}, {}  # by autograd on each layer's output, one batch at a time
+    named = {n: m for n, m in net.named_modules() if isinstance(m, nn.Linear)}
+    for x, y in batches:
+        outputs = {}
+        for name, module in net.named_modules():
+            if isinstance(module, nn.Linear | nn.ReLU):
+                if name in named:
+                    inputs[name] = inputs.get(name, 0) + x.detach().square().sum(0)
+                x = module(x)
+                outputs[name] = x
+        loss = nn.functional.mse_loss(x, y)
+        found = torch.autograd.grad(loss, [outputs[n] for n in named])
+        for name, g in zip(named, found, strict=True):
+            gradients[name] = gradients.get(name, 0) + g.square().sum(0)
+    scores = {
+        f"{n}.weight": m.weight.square() * inputs[n] * gradients[n][:, None]
+        for n, m in named.items()
+    }
+    together = torch.cat([s.flatten() for s in scores.values()])
+    last = together.sort().values[len(together) // 2 - 1]
+    before = [p.clone() for p in net.parameters()]
+    # With Wanda's score per row the amounts alone can be seen, with magnitude's the rows too.
+    result = sec.sparsify(net, "wanda", amount=0.5, scope="fisher", data=batches, progress=False)
+    for name, part in removed(result).items():
+        width = scores[name].shape[1]
+        share = float((scores[name] <= last).double().mean())
+        assert part == pytest.approx(round(share * width) / width)
+    by_rows = sec.sparsify(
+        net, "magnitude", amount=0.5, scope="fisher", data=batches, progress=False
+    )
+    for name, module in named.items():
+        rows = module.weight.abs() * gradients[name].sqrt()[:, None]
+        count = int((~by_rows.masks[f"{name}.weight"]).sum())
+        assert count == int((scores[f"{name}.weight"] <= last).sum())
+        if count:
+            gone = rows.flatten().argsort()[:count]
+            assert not bool(by_rows.masks[f"{name}.weight"].flatten()[gone].any())
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
+    with pytest.raises(DataError, match="no loss"):
+        sec.sparsify(net, "wanda", amount=0.5, scope="fisher", data=data(), progress=False)
+
+
 def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(ConfigError, match="owl"):
         sec.sparsify(chain(), "wanda", amount=0.5, scope="owls", data=data(), progress=False)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateur.engine.batches import run
+from secateur.engine.batches import run, task_loss
 from secateur.engine.blocks import find_blocks
 from secateur.engine.gather import Gathered
 from secateur.engine.products import Layer
 from secateur.engine.sequential import block_weights, token_masks
+from secateur.errors import DataError
 from secateur.measure.calling import device_of, evaluating, to_device, unfused
 
 
@@ -51,6 +55,107 @@ def dense_norms(
         for group in gathered.groups()
         for layer in group
     ]
+
+
+@dataclass(frozen=True)
+class Energies:
+    """Mean squares over tokens of what goes into a layer and of the loss's gradient behind it.
+
+    Attributes:
+        layer, block: The layer, and the name of its block.
+        inputs: ``(inputs,)``.
+        gradients: ``(outputs,)``.
+    """
+
+    layer: Layer
+    block: str
+    inputs: Tensor
+    gradients: Tensor
+
+
+def dense_energies(
+    model: nn.Module, samples: Sequence[Any], ignored: Callable[[str], bool] = lambda _: False
+) -> list[Energies]:
+    """One forward and one backward a sample; gradients of activations only, none of weights.
+
+    Args:
+        model: Stays as it is.
+        samples: Batches with a target or labels; ``input_ids`` alone are their own labels.
+        ignored: Whether a parameter is left out.
+
+    Raises:
+        DataError: No loss follows from a batch, or it is not finite.
+
+    Example:
+        >>> net = nn.Linear(2, 1, bias=False)
+        >>> (one,) = dense_energies(net, [(torch.ones(3, 2), net(torch.ones(3, 2)).detach() + 3)])
+        >>> one.inputs, one.gradients  # d/dy of the mean of (y - t)^2 is 2 (y - t) / 3
+        (tensor([1., 1.]), tensor([4.]))
+    """
+    found = {layer.name: (layer, block) for layer, block, _ in matrices(model, ignored)}
+    sums: dict[str, list[Any]] = {name: [0, 0.0, 0.0] for name in found}
+    device = device_of(model)
+
+    def watch(name: str) -> Callable[..., Tensor | None]:
+        def forward(_: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+            if not output.requires_grad:  # nothing before it is differentiable
+                output = output.requires_grad_().clone()
+            x = args[0].detach().flatten(0, -2).float()
+            sums[name][0] += len(x)
+            sums[name][1] = sums[name][1] + x.square().sum(0)
+            output.register_hook(backward)
+            return output
+
+        def backward(gradient: Tensor) -> None:
+            sums[name][2] = sums[name][2] + gradient.flatten(0, -2).float().square().sum(0)
+
+        return forward
+
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        stack.enter_context(unfused())
+        stack.enter_context(_frozen(model))
+        stack.enter_context(torch.enable_grad())
+        for name in found:
+            module = model.get_submodule(name.rpartition(".")[0])
+            if isinstance(module, nn.Linear):
+                handle = module.register_forward_hook(watch(name))
+                stack.callback(handle.remove)
+        for batch in samples:
+            given = _labelled(model, to_device(batch, device))
+            loss = task_loss(run(model, given), given)
+            if not bool(loss.isfinite()):
+                raise DataError(f"the loss is {float(loss)} on a calibration batch")
+            loss.backward()
+    return [
+        Energies(*found[name], squares / n, gradients / n)
+        for name, (n, squares, gradients) in sums.items()
+        if n and isinstance(gradients, Tensor)
+    ]
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    before = [(p, p.requires_grad) for p in model.parameters()]
+    for p, _ in before:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p, flag in before:
+            p.requires_grad_(flag)
+
+
+def _labelled(model: nn.Module, batch: Any) -> Any:
+    """A text is its own target, padding apart, for a model that takes labels."""
+    if not isinstance(batch, Mapping) or "labels" in batch or "input_ids" not in batch:
+        return batch
+    if "labels" not in inspect.signature(model.forward).parameters:
+        return batch
+    labels = batch["input_ids"]
+    if "attention_mask" in batch:
+        labels = labels.masked_fill(batch["attention_mask"] == 0, -100)
+    return {**batch, "labels": labels}
 
 
 def matrices(

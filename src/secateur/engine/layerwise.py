@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from secateur.engine.blocks import find_blocks
 from secateur.engine.checkpoint import load_state, save_state
 from secateur.engine.gather import Gathered
 from secateur.engine.gram import aimed, layer_error
 from secateur.engine.products import Layer
-from secateur.engine.sequential import Propagate, Residence, Step, state, walk
+from secateur.engine.sequential import (
+    Propagate,
+    Residence,
+    Step,
+    block_weights,
+    state,
+    walk,
+)
 from secateur.engine.target import Solver, Target
 from secateur.errors import DataError, StoreError
 
@@ -142,6 +151,27 @@ def solve_blocks(
             "or ignore= matches all of them"
         )
     return solution
+
+
+@contextmanager
+def whole_or_not_at_all(model: nn.Module, checkpoint: str | Path | None) -> Iterator[None]:
+    """Put the weights of the blocks back if something fails, or say how to go on."""
+    before: dict[nn.Parameter, Tensor] = {}
+    if checkpoint is None:
+        for block in find_blocks(model):
+            module = model.get_submodule(block.name)
+            before |= {p: p.data.clone() for p in block_weights(module, block).values()}
+    try:
+        yield
+    except BaseException as error:
+        for p, data in before.items():
+            p.data.copy_(data)
+        if checkpoint is not None:
+            error.add_note(
+                f"The model is pruned in part: load it again and call sparsify with the same "
+                f"arguments, and it goes on after the blocks that {checkpoint} holds."
+            )
+        raise
 
 
 def _solve_block(step: Step, job: Job) -> Solution:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from secateur import scope as members
@@ -28,12 +29,15 @@ class Weighed:
         block: Name of the block that it is in.
         weight: ``(outputs, inputs)``, dense.
         input_norm: ``(inputs,)``, root of the mean squared input; None without data.
+        output_gradient: ``(outputs,)``, root of the mean squared gradient of the loss with respect
+            to the layer's output; None without a backward pass.
     """
 
     name: str
     block: str
     weight: Tensor
     input_norm: Tensor | None = None
+    output_gradient: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -43,16 +47,21 @@ class Amounts:
     Attributes:
         function: ``(layers, amount, **options)`` to amounts by name.
         inputs: Whether it looks at the norms of inputs, which a pass over the data gives.
+        gradients: Whether it looks at gradients too, which a backward pass gives; outputs of a
+            layer then also compete by them.
     """
 
     function: Function
     inputs: bool = False
+    gradients: bool = False
 
 
 _REGISTRY: dict[str, Amounts] = {}
 
 
-def amounts(name: str, *, inputs: bool = False) -> Callable[[Function], Function]:
+def amounts(
+    name: str, *, inputs: bool = False, gradients: bool = False
+) -> Callable[[Function], Function]:
     """Register a function from ``(layers, amount)`` to amounts by name.
 
     Example:
@@ -62,7 +71,7 @@ def amounts(name: str, *, inputs: bool = False) -> Callable[[Function], Function
     """
 
     def register(function: Function) -> Function:
-        _REGISTRY[name] = Amounts(function, inputs)
+        _REGISTRY[name] = Amounts(function, inputs, gradients)
         return function
 
     return register
@@ -121,6 +130,34 @@ def uniform(layers: Sequence[Weighed], amount: float) -> dict[str, float]:
         {}
     """
     return {layer.name: amount for layer in layers}
+
+
+def shares_of_lowest(
+    names: Sequence[str], scores: Sequence[Tensor], amount: float
+) -> dict[str, float]:
+    """Which part of each layer is among the ``round(amount n)`` lowest scores of all.
+
+    Args:
+        names: Of the layers.
+        scores: Of their weights; of equal ones those of earlier layers go first.
+        amount: Fraction that goes in all.
+
+    Example:
+        >>> shares_of_lowest(["a", "b"], [torch.tensor([1.0, 2.0]), torch.tensor([3.0])], 2 / 3)
+        {'a': 1.0, 'b': 0.0}
+    """
+    together = torch.cat([part.flatten() for part in scores])
+    count = round(amount * len(together))
+    if not count:
+        return dict.fromkeys(names, 0.0)
+    last = together.kthvalue(count).values
+    left = count - int((together < last).sum())
+    found = {}
+    for name, part in zip(names, scores, strict=True):
+        equal = min(left, int((part == last).sum()))
+        left -= equal
+        found[name] = (int((part < last).sum()) + equal) / part.numel()
+    return found
 
 
 def by_block(values: Mapping[str, float], layers: Sequence[Weighed]) -> dict[str, float]:

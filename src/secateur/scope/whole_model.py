@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 
-import torch
-
-from secateur.scope.amounts import Weighed, amounts
+from secateur.scope.amounts import Weighed, amounts, shares_of_lowest
 
 
 @amounts("global")
@@ -26,16 +24,5 @@ def whole_model(layers: Sequence[Weighed], amount: float) -> dict[str, float]:
     Paper:
         arXiv:1506.02626
     """
-    sizes = [layer.weight.numel() for layer in layers]
-    scores = torch.cat([layer.weight.detach().abs().float().flatten() for layer in layers])
-    count = round(amount * len(scores))
-    if not count:
-        return {layer.name: 0.0 for layer in layers}
-    last = scores.kthvalue(count).values
-    left = count - int((scores < last).sum())
-    found = {}
-    for layer, part in zip(layers, scores.split(sizes), strict=True):
-        equal = min(left, int((part == last).sum()))
-        left -= equal
-        found[layer.name] = (int((part < last).sum()) + equal) / len(part)
-    return found
+    scores = [layer.weight.detach().abs().float() for layer in layers]
+    return shares_of_lowest([layer.name for layer in layers], scores, amount)

@@ -60,7 +60,7 @@ def _chosen(here: Problem, target: Target) -> Tensor:
         cost[rows] = _costs(here.weight[rows].clone(), inverse, target)
     if target.pattern is not None:
         return cost == torch.inf
-    return keep_best(cost, target)
+    return keep_best(cost.sqrt(), target)
 
 
 def _costs(w: Tensor, inverse: Tensor, target: Target) -> Tensor:
