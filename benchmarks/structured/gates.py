@@ -46,3 +46,28 @@ def measured(images: int = 2000) -> list[dict[str, Any]]:
         row |= {"speedup": round(found.against.speedup.ratio, 3), "counted": dict(gated.counted())}
         rows.append(row)
     return rows
+
+
+def timed(images: int = 2) -> list[dict[str, Any]]:
+    """Speed alone, on a vision transformer of the usual size with random weights."""
+    import timm
+    import torch
+
+    import secateur as sec
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model = timm.create_model("vit_small_patch16_224").eval()
+    x = torch.randn(images, 3, 224, 224)
+    rows: list[dict[str, Any]] = []
+    for method, options in (
+        ("tome", {"merged": 8}),
+        ("tome", {"merged": 13}),
+        ("evit", {"keep": 0.7, "blocks": [3, 6, 9]}),
+        ("evit", {"keep": 0.5, "blocks": [3, 6, 9]}),
+    ):
+        gated = sec.gate(model, method, data=[(x,)], **options)
+        found = sec.measure(gated.model, x, against=model, repeats=9, warmup=1)
+        row = {"method": method, "options": options, "counted": dict(gated.counted())}
+        rows.append(row | {"speedup": round(found.against.speedup.ratio, 3)})
+    return rows
