@@ -248,3 +248,23 @@ def test_channels_that_are_zero_can_be_removed_and_that_is_proven() -> None:
     assert result.verification.ok
     assert result.model[0].out_channels == 4 and result.model[3].out_channels == 6
     torch.testing.assert_close(result.model.eval()(x), net(x), atol=1e-5, rtol=1e-4)
+
+
+def test_a_unit_has_one_draw_a_forward_in_all_its_tensors() -> None:
+    torch.manual_seed(0)
+    net = convolutional()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    handle = sec.attach(
+        net, optimizer, ("l0", {"granularity": "channel"}), example_inputs=batches(1)[0][0]
+    )
+    seen: dict[str, Tensor] = {}
+    net[0].register_forward_hook(lambda m, *_: seen.update({"filter": m.__dict__["weight"]}))
+    net[1].register_forward_hook(lambda m, *_: seen.update({"scale": m.__dict__["weight"]}))
+    for layer, key in ((0, "filter"), (1, "scale")):  # after the gate's own hook it is gone
+        net[layer]._forward_hooks.move_to_end(next(reversed(net[layer]._forward_hooks)), last=False)
+        assert key not in seen
+    net(batches(1)[0][0])
+    filters = (seen["filter"] / net[0].weight)[:, 0, 0, 0].detach()
+    torch.testing.assert_close(filters, (seen["scale"] / net[1].weight).detach())
+    assert len(filters.unique()) > 2
+    handle.detach()

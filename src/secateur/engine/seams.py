@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.engine import ranks
+
 Tensors = dict[str, Tensor]
 Auxiliaries = dict[str, Tensors]  # space -> name -> trained tensor
 
@@ -64,13 +66,30 @@ class Moment:
         held = (g for g in groups if any(p is parameter for p in g["params"]))
         return float(next(held, groups[0])["lr"])
 
+    def keep(self, units: Mapping[str, Tensor]) -> None:
+        """Mask all but these units (space -> bool), with whatever else goes with them."""
+        masks = self.units.spread(units)
+        self.masks = {
+            n: ranks.like(masks[n].contiguous(), p)
+            if n in masks
+            else torch.ones_like(p, dtype=torch.bool)
+            for n, p in self.parameters.items()
+        }
+
     def weights(self) -> list[nn.Parameter]:
         """What is pruned, without the biases and norms that go with a channel."""
         return [p for p in self.parameters.values() if p.dim() > 1]
 
 
 class Penalty:
-    """Pushes weights towards zero. Both moments do nothing unless a method's file says so."""
+    """Pushes weights towards zero. Both moments do nothing unless a method's file says so.
+
+    Attributes:
+        scheduled: True if it follows the progress of the run, of penalties, gates and rules alike:
+            then the number of steps must be known.
+    """
+
+    scheduled: bool = False
 
     def gradients(self, moment: Moment) -> None:
         """Before the step: add to ``.grad`` of the parameters."""
@@ -98,6 +117,7 @@ class Gate:
     optimizer: str = "sgd"
     trains_weights: bool = True
     shared: bool = False
+    scheduled: bool = False
 
     def auxiliaries(self, name: str, weight: Tensor, generator: torch.Generator) -> Tensors:
         """Initial values for one parameter; if shared, for a space, with (units,) ones."""
@@ -135,7 +155,9 @@ class Gate:
 
 
 class Rule:
-    """Free moments of a run, for methods that no other field describes (DeepR, DSR, ADMM)."""
+    """Free moments of a run, for methods that no other field describes (DeepR, DSR, HESSO)."""
+
+    scheduled: bool = False
 
     def start(self, moment: Moment) -> None:
         """Once, when attached; masks have been chosen."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from secateur.criteria.registry import Criterion
+from secateur.engine.dataflow import dataflow
+from secateur.engine.gates import gate_places
 from secateur.errors import ConfigError
 from secateur.granularity.registry import Elements, Units, granularity
-from secateur.granularity.units import score
+from secateur.granularity.units import score, unit_sum
 from secateur.graph import Graph, Member, UnitClass
+from secateur.graph.classes import module_of
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,32 @@ class ChannelUnits:
                     was = found[m.tensor]
                     along = was & along if along.dtype == torch.bool else was * along
                 found[m.tensor] = along
+        return found
+
+    @cached_property
+    def outlets(self) -> Mapping[str, tuple[Member, ...]]:
+        """Space -> what last makes its units: the norm behind a layer, or the layer without one."""
+        flow = dataflow(self.graph)
+        found = {}
+        for space, members in self.members.items():
+            modules = {
+                module for module, _, _ in gate_places(self.graph, self.classes[space], flow)
+            }
+            found[space] = tuple(m for m in members if module_of(m.tensor) in modules)
+        return found
+
+    def gathered(self, elements: Elements) -> dict[str, Tensor]:
+        """Sums of elements, biases too, over the outlets of each unit: shape (count,)."""
+        found = {}
+        for space, members in self.outlets.items():
+            parts = [
+                unit_sum(elements[m.tensor].movedim(m.axis, 0).flatten(1).sum(1)
+                         if elements[m.tensor].dim() > 1 else elements[m.tensor],
+                         m.unit, self.counts[space])
+                for m in members
+            ]  # fmt: skip
+            if parts:
+                found[space] = torch.stack(parts).sum(0)
         return found
 
     def score(self, criterion: Criterion, parameters: Elements) -> dict[str, Tensor]:

@@ -47,7 +47,8 @@ class Method:
         gate: A map from weight and auxiliary parameters to the weight that the forward sees.
         rule: Free moments before and after each step (see ``engine.seams``).
         solver: Chooses and updates the weights of one layer together, from its inputs.
-        transform: Rewrites the model before anything is scored.
+        transform: Rewrites the model before anything is scored; in training a function of the
+            ``Moment`` that changes parameters in place.
         recovery: What follows the removal: a name, a name with options, or a list of these.
         kinds: Of classes that a method after training knows, of which a model has some; empty for
             all.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,21 +47,25 @@ class Cost:
             kept: Class name -> number of units kept; all classes of the graph.
             masks: Which ones, asked for only where the cost depends on it.
         """
+        return float(self.total(kept, masks))
+
+    def total(self, kept: Mapping[str, Any], masks: Callable[[], Mapping[str, Tensor]]) -> Any:
+        """The same of numbers that may be tensors, as expected widths; differentiable in them."""
         total = sum(w * _product(axes, kept, masks) for axes, w in self.terms.items())
         if self.peak:
             total += max(
                 w * sum(_product(axes, kept, masks) for axes in tensors) for tensors, w in self.peak
             )
-        return float(total)
+        return total
 
 
 def _product(
-    axes: tuple[Axis, ...], kept: Mapping[str, int], masks: Callable[[], Mapping[str, Tensor]]
-) -> int:
+    axes: tuple[Axis, ...], kept: Mapping[str, Any], masks: Callable[[], Mapping[str, Tensor]]
+) -> Any:
     return prod(_count(a, kept, masks) for a in axes)
 
 
-def _count(axis: Axis, kept: Mapping[str, int], masks: Callable[[], Mapping[str, Tensor]]) -> int:
+def _count(axis: Axis, kept: Mapping[str, Any], masks: Callable[[], Mapping[str, Tensor]]) -> Any:
     match axis:
         case int():
             return axis

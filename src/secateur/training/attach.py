@@ -164,6 +164,8 @@ def attach(
     if validation is not None and not (handle.gated and handle.gated.tensors()):
         handle.detach()
         raise ConfigError(f"method {found.name!r} trains no auxiliaries: leave out validation=")
+    weights = list(model.parameters()) if found.transform is not None else []
+    before = [p.detach().clone() for p in weights]
     try:
         if state is not None:
             restore(handle, state)
@@ -171,6 +173,9 @@ def attach(
             _begin(handle, method)
         handle.obey()
     except BaseException:
+        with torch.no_grad():
+            for p, old in zip(weights, before, strict=True):
+                p.copy_(old)
         handle.detach()
         raise
     _hook(handle)
@@ -178,8 +183,10 @@ def attach(
 
 
 def _begin(handle: Handle, method: Any) -> None:
-    """The first masks."""
+    """Rewrite the model, choose the first masks, start the rule."""
     moment, found, schedule = handle.moment, handle.method, handle.schedule
+    if found.transform is not None:
+        found.transform(moment)
     if handle.gated is not None:
         handle.refresh_gate()
     elif isinstance(method, MaskSet):
@@ -232,12 +239,14 @@ def _held(
 
 
 def _schedule(method: Method, steps: int | None) -> schedules.Schedule | None:
+    seams = (method.penalty, method.gate, method.rule)
+    follows = any(getattr(seam, "scheduled", False) for seam in seams)
+    if steps is None and (follows or (method.amount is None and method.schedule != "one-shot")):
+        raise ConfigError(
+            f"method {method.name!r} follows the progress of the run: give steps=, its number "
+            "of optimizer steps"
+        )
     if method.amount is None:
-        if steps is None and method.schedule != "one-shot":
-            raise ConfigError(
-                f"method {method.name!r} follows the progress of the run: give steps=, its number "
-                "of optimizer steps"
-            )
         if steps is not None and steps < 1:
             raise ConfigError(f"steps={steps}: give the number of optimizer steps of the run")
         return None

@@ -49,10 +49,16 @@ class Gated:
             self.optimizer = kinds[gate.optimizer](trained, lr=lr)
         self.handles: list[Any] = []
         self.awake = True  # hooks on copies of the model cannot be taken away
+        self._now: dict[str, Tensor] | None = None
         self._place()
 
     def _place(self) -> None:
-        modules = dict(self.moment.model.named_modules())
+        model = self.moment.model
+        if self.gate.shared:  # one draw a forward, the same in every tensor of a unit
+            begin, end = self._one_draw()
+            self.handles.append(model.register_forward_pre_hook(begin))
+            self.handles.append(model.register_forward_hook(end, always_call=True))
+        modules = dict(model.named_modules())
         by_module: dict[str, list[tuple[str, str]]] = {}
         for name in self.gated():
             owner, _, leaf = name.rpartition(".")
@@ -86,8 +92,18 @@ class Gated:
                 n: self.gate.forward(named[n], self.aux[n], self.moment.masks[n], self.moment)
                 for n in names
             }
-        factors = self.units.spread(self.factors())
+        factors = self._now if self._now is not None else self.units.spread(self.factors())
         return {n: named[n] * factors[n].to(named[n].dtype) for n in names if n in factors}
+
+    def _one_draw(self) -> tuple[Any, Any]:
+        def begin(*_: Any) -> None:
+            if self.awake:
+                self._now = self.units.spread(self.factors())
+
+        def end(*_: Any) -> None:
+            self._now = None
+
+        return begin, end  # functions: a bound method would be copied together with its object
 
     def factors(self) -> dict[str, Tensor]:
         """The factor of each unit, by space (of a shared gate)."""

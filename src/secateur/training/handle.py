@@ -322,11 +322,7 @@ class Handle:
                     for n, s in scores.items()
                 }
             moment.state.update({f"units.{n}": k.float() for n, k in keep.items()})
-            masks = self.units.spread(keep)
-            moment.masks = {
-                n: masks.get(n, torch.ones_like(p, dtype=torch.bool)).contiguous()
-                for n, p in moment.parameters.items()
-            }
+            moment.keep(keep)
         elif scores is None:
             moment.masks = self.gated.keeps()
         else:

@@ -1,0 +1,154 @@
+"""MorphNet: a lasso on the scales of channels, each charged what it costs, then room to widen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from secateur.engine.seams import Moment, Penalty, Rule, Tensors
+from secateur.errors import ConfigError
+from secateur.granularity.choose import keep_units
+from secateur.graph import Graph
+from secateur.methods.registry import Method, method
+from secateur.methods.widths import macs_share, sizes
+
+
+def alive(size: Tensor, threshold: float) -> Tensor:
+    """Which units count; the largest always does.
+
+    Example:
+        >>> alive(torch.tensor([0.2, 0.001]), 0.01)
+        tensor([ True, False])
+    """
+    return (size > threshold) | (torch.arange(len(size), device=size.device) == size.argmax())
+
+
+@dataclass(frozen=True)
+class Costly(Penalty, Rule):
+    r"""$\lambda \sum_u c_u |\gamma_u|$, $c_u$ what the unit adds to the MACs of what is alive.
+
+    Args:
+        strength: $\lambda$.
+        threshold: Units no larger than this are dead: they cost nothing, and go at the end.
+        end: Part of training after which the dead are gone and the others trained alone.
+    """
+
+    strength: float = 1.0
+    threshold: float = 0.01
+    end: float = 0.7
+    scheduled = True
+
+    def prices(self, moment: Moment, size: Tensors) -> Tensors:
+        r"""$c_u = \partial F / \partial n$ at the numbers alive, F the share of the dense MACs."""
+        with torch.enable_grad():
+            widths = {
+                s: alive(t.detach(), self.threshold).sum().float().requires_grad_()
+                for s, t in size.items()
+            }
+            found = torch.autograd.grad(
+                macs_share(moment.units.graph, widths), list(widths.values()), allow_unused=True
+            )
+        return {s: w.new_zeros(()) if g is None else g
+                for (s, w), g in zip(widths.items(), found, strict=True)}  # fmt: skip
+
+    def gradients(self, moment: Moment) -> None:
+        if moment.progress >= self.end:
+            return
+        with torch.enable_grad():
+            size = sizes(moment)
+            price = self.prices(moment, size)
+            value = torch.stack([price[s] * t.sum() for s, t in size.items()]).sum()
+            trained = list(moment.parameters.values())
+            found = torch.autograd.grad(self.strength * value, trained, allow_unused=True)
+        for p, g in zip(trained, found, strict=True):
+            if g is not None and p.grad is not None:
+                p.grad.add_(g.to(p.grad.dtype))
+
+    @torch.no_grad()
+    def after_step(self, moment: Moment) -> None:
+        if moment.progress >= self.end and "shrunk" not in moment.state:
+            self.finish(moment)
+
+    @torch.no_grad()
+    def finish(self, moment: Moment) -> None:
+        if "shrunk" in moment.state:
+            return
+        size = sizes(moment)
+        if moment.target:
+            moment.keep(keep_units(size, moment.units, moment.target, "global"))
+        else:
+            moment.keep({s: alive(t, self.threshold) for s, t in size.items()})
+        moment.state["shrunk"] = torch.tensor(True)
+
+
+def widened(graph: Graph, kept: Mapping[str, int], macs: float = 1.0) -> dict[str, int]:
+    r"""The expansion: all widths times one $\omega$, the largest that costs no more than ``macs``.
+
+    Args:
+        graph: Of the dense network.
+        kept: Class -> units left after shrinking; other classes are whole and stay so.
+        macs: Budget, as a fraction of the dense network's.
+
+    Returns:
+        Class -> units of a network to build and train anew, at least 1 each.
+
+    Example:
+        >>> from torch import nn
+        >>> from secateur.graph import trace
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
+        >>> widened(trace(net, torch.zeros(1, 4)), {"0": 8, "2": 2})
+        {'0': 13, '2': 3}
+    """
+
+    def at(factor: float) -> dict[str, int]:
+        return {s: max(int(factor * k + 1e-9), 1) for s, k in kept.items()}
+
+    low, high = 0.0, 1.0
+    while float(macs_share(graph, at(high))) <= macs and high < 2**20:
+        low, high = high, 2 * high
+    for _ in range(50):
+        middle = (low + high) / 2
+        fits = float(macs_share(graph, at(middle))) <= macs
+        low, high = (middle, high) if fits else (low, middle)
+    return at(low)
+
+
+@method(stage="during", paper="arXiv:1711.06798")
+def morphnet(
+    amount: float | None = None,
+    *,
+    strength: float = 1.0,
+    threshold: float = 0.01,
+    end: float = 0.7,
+) -> Method:
+    r"""Shrink: training is charged $\lambda F$, with $F$ the MACs that live channels cost.
+
+    A layer with $a_{in}$ and $a_{out}$ channels alive and C multiplications for each pair adds
+    $C (a_{in} \sum |\gamma_{out}| + a_{out} \sum |\gamma_{in}|)$ to the loss. What follows the
+    graph, as a residual stream, is one group with one size. Where no norm scales a channel, the
+    norm of its weights stands for $|\gamma|$. ``widened`` gives the second half, the expansion.
+
+    Args:
+        amount: Fraction of the channels that goes, the smallest; None leaves it to the threshold,
+            as in the paper.
+        strength: $\lambda$, of the share of the dense MACs.
+        threshold: Below which a channel is dead.
+        end: Part of training that is shrinking; then the live ones are trained without a charge.
+
+    Raises:
+        ConfigError: An option out of range.
+
+    Example:
+        >>> morphnet(strength=0.5).penalty.strength
+        0.5
+    """
+    if strength < 0 or threshold < 0 or not 0 < end <= 1:
+        raise ConfigError(
+            f"morphnet: strength={strength}, threshold={threshold}, end={end}: strength and "
+            "threshold must not be negative, end in (0, 1]"
+        )
+    both = Costly(strength, threshold, end)
+    return Method(amount, criterion=None, granularity="channel", penalty=both, rule=both)
