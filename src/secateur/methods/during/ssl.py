@@ -13,7 +13,13 @@ from secateur.methods.registry import Method, method
 from secateur.names import unknown
 
 # The axes of (out, in, ...) along which a group runs; a matrix has no more than two.
-GROUPS = {"filter": (1, 2, 3, 4), "channel": (0, 2, 3, 4), "shape": (0,), "kernel": (2, 3, 4)}
+GROUPS: dict[str, tuple[int, ...]] = {
+    "filter": (1, 2, 3, 4),
+    "channel": (0, 2, 3, 4),
+    "shape": (0,),
+    "kernel": (2, 3, 4),
+    "element": (),
+}
 
 
 @dataclass(frozen=True)
@@ -22,8 +28,8 @@ class GroupLasso(Penalty):
 
     Args:
         strength: $\lambda$.
-        groups: Of ``filter`` $W_{n,:,:,:}$, ``channel`` $W_{:,c,:,:}$, ``shape`` $W_{:,c,h,w}$ and
-            ``kernel`` $W_{n,c,:,:}$; of several, one after the other.
+        groups: Of ``filter`` $W_{n,:,:,:}$, ``channel`` $W_{:,c,:,:}$, ``shape`` $W_{:,c,h,w}$,
+            ``kernel`` $W_{n,c,:,:}$ and ``element``, which is L1; of several, one after the other.
         proximal: After the step $W_g \leftarrow \max(0, 1 - \eta\lambda c_g/\lVert W_g \rVert)W_g$,
             exactly zero at the end; otherwise $\lambda c_g W_g / \lVert W_g \rVert$ is added to the
             gradient.
@@ -45,8 +51,8 @@ class GroupLasso(Penalty):
     def force(self, weight: Tensor, group: str) -> Tensor:
         r"""$\lambda c_g / \lVert W_g \rVert$ of each group, 0 of one that is zero; broadcasts."""
         axes = tuple(a for a in GROUPS[group] if a < weight.dim())
-        squares = weight.float().square()
-        norm = (squares.sum(axes, keepdim=True) if axes else squares).sqrt()
+        values = weight.float()
+        norm = values.square().sum(axes, keepdim=True).sqrt() if axes else values.abs()
         size = weight.numel() / norm.numel()
         by = self.strength * (size**0.5 if self.scaled else 1.0)
         return torch.where(norm > 0, by / norm, 0.0)
@@ -81,7 +87,7 @@ def ssl(
         amount: Fraction of the units removed at the end, by norm; None leaves exactly what the
             penalty has not made zero.
         strength: $\lambda$.
-        groups: Which structures: "filter", "channel", "shape", "kernel".
+        groups: Which structures: "filter", "channel", "shape", "kernel", "element".
         proximal: Shrink after each step, with exact zeros, or add a subgradient.
         scaled: Weigh a group by the root of its size.
         granularity: The units of ``amount``.

@@ -1,0 +1,162 @@
+"""One run: train with a method attached, finish, test; or find where a layer is lost."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+from typing import Any
+
+import torch
+from benchmarks.sparse.design import COLLAPSE, CONTROLS, DENSE, EPOCHS, Cell
+from torch import Tensor, nn
+
+import secateur as sec
+from secateur.analyse.sanity import half, reinitialised, shuffled
+from secateur.measure.macs import macs
+from secateur.methods import registry
+from secateur.methods.during.free_tickets import collected, vote
+
+BATCH = 128
+HELD_OUT = 8 * BATCH  # validation images of bilevel methods, which the weights never see
+SCORED = 2  # batches that methods before training score on
+BILEVEL = ("autoprune", "dsa", "dmcp")
+Batches = list[tuple[Tensor, Tensor]]
+
+
+@cache
+def pictures(split: str, limit: int | None = None) -> tuple[Tensor, Tensor]:
+    """All images and labels that ship with the package, as two tensors."""
+    loader = sec.zoo.loaders("fashion_mnist", 500)[split == "test"]
+    images, labels = zip(*loader, strict=True)
+    return torch.cat(images)[:limit], torch.cat(labels)[:limit]
+
+
+def batches(seed: int, epoch: int, limit: int | None, held_out: int) -> Batches:
+    """The training batches of one epoch, in an order that follows from the seed."""
+    images, labels = pictures("train", limit)
+    number = len(images) - held_out
+    order = torch.randperm(number, generator=torch.Generator().manual_seed(1000 * seed + epoch))
+    return [(images[i], labels[i]) for i in order.split(BATCH)]
+
+
+def run(cell: Cell, limit: int | None = None) -> dict[str, Any]:
+    """The figures of a cell; with ``limit``, on so many training images only."""
+    torch.set_num_threads(1)
+    return collapse(cell, limit) if cell.kind == "collapse" else train(cell, limit)
+
+
+def train(cell: Cell, limit: int | None) -> dict[str, Any]:
+    """Train from random weights with the method attached; the same schedule for all."""
+    network, seed = cell.network, cell.seed
+    torch.manual_seed(seed)
+    net = sec.zoo.build(network)
+    inputs = sec.zoo.example_inputs(network)
+    dense_macs = macs(net, inputs)[0]
+    held_out = HELD_OUT if cell.method in BILEVEL and limit is None else 0
+    first = batches(seed, 0, limit, held_out)
+    steps = EPOCHS[network] * len(first)
+    method: Any = cell.method
+    scored = first[:SCORED]
+    if cell.control in CONTROLS:
+        scored = half([pair for batch in scored for pair in _halves(batch)], seed) \
+            if cell.control == "half" else scored  # fmt: skip
+        method = _masks(net, cell, scored, inputs)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, steps, pct_start=0.2)
+    start = time.process_time()
+    handle = None
+    if cell.method != DENSE:
+        extra: dict[str, Any] = {}
+        if held_out:
+            images, labels = pictures("train")
+            extra["validation"] = list(
+                zip(images[-held_out:].split(BATCH), labels[-held_out:].split(BATCH), strict=True)
+            )
+        options = {} if cell.control else dict(cell.options)
+        handle = sec.attach(
+            net, optimizer, method, steps=steps, data=scored, example_inputs=inputs, seed=seed,
+            **extra, **options,
+        )  # fmt: skip
+    for epoch in range(EPOCHS[network]):
+        net.train()
+        for images, labels in batches(seed, epoch, limit, held_out):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(images), labels).backward()
+            optimizer.step()
+            cycle.step()
+    found: dict[str, Any] = {"sparsity": 0.0, "emptied": []}
+    if handle is not None:
+        result = handle.finish(remove=cell.kind == "channels", example_inputs=inputs)
+        found = {"sparsity": result.masks.sparsity, "emptied": result.masks.empty()}
+        if cell.kind == "channels":
+            if not result.verification.ok:
+                raise AssertionError(f"{cell.key}: removal changed what the network computes")
+            net = result.model
+    found["seconds"] = round(time.process_time() - start, 1)
+    found["macs"] = macs(net, inputs)[0] / dense_macs
+    found["accuracy"] = accuracy(net)
+    if cell.method == "free_tickets" and handle is not None:
+        found["vote"] = _vote(network, handle)
+    return {k: round(v, 5) if isinstance(v, float) else v for k, v in found.items()}
+
+
+def _halves(batch: tuple[Tensor, Tensor]) -> Batches:
+    return list(zip(batch[0].chunk(2), batch[1].chunk(2), strict=True))
+
+
+def _masks(net: nn.Module, cell: Cell, scored: Batches, inputs: Any) -> sec.MaskSet:
+    """The masks of a control; the network has its initial weights, or new ones."""
+    initial = {n: t.clone() for n, t in net.state_dict().items()}
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    handle = sec.attach(
+        net, optimizer, cell.method, data=scored, example_inputs=inputs, seed=cell.seed,
+        **cell.options,
+    )  # fmt: skip
+    masks = handle.masks
+    handle.detach()
+    net.load_state_dict(initial)
+    if cell.control == "shuffled":
+        return shuffled(masks, cell.seed)
+    if cell.control == "reinitialised":
+        reinitialised(net, None, cell.seed + 100)
+    return masks
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module) -> float:
+    """On the 2,000 test images that ship with the package."""
+    net.eval()
+    images, labels = pictures("test")
+    guesses = torch.cat([net(x).argmax(1) for x in images.split(500)])
+    return float((guesses == labels).float().mean())
+
+
+def _vote(network: str, handle: Any) -> float:
+    members = []
+    for state in collected(handle.moment):
+        member = sec.zoo.build(network)
+        member.load_state_dict(state)
+        members.append(member.eval())
+    images, labels = pictures("test")
+    return float((vote(members, images).argmax(1) == labels).float().mean())
+
+
+def collapse(cell: Cell, limit: int | None) -> dict[str, Any]:
+    """The lowest sparsity, of a grid, at which a method before training leaves a layer empty."""
+    scored = batches(cell.seed, 0, limit, 0)[:SCORED]
+    options = {k: v for k, v in cell.options.items() if k != "every"}
+    if registry.entry(cell.method).name == "isometric_snip":
+        options["steps"] = 0  # the repair comes after the choice
+    for amount in COLLAPSE:
+        torch.manual_seed(cell.seed)
+        net = sec.zoo.build(cell.network)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        handle = sec.attach(
+            net, optimizer, cell.method, amount=amount, data=scored, allow_empty=True,
+            seed=cell.seed, **options,
+        )  # fmt: skip
+        empty = handle.masks.empty()
+        handle.detach()
+        if empty:
+            return {"lost_at": amount, "emptied": empty}
+    return {"lost_at": None, "emptied": []}

@@ -1,0 +1,129 @@
+"""Which runs there are: every method twice, a dozen along the curve, channels by MACs, controls."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from secateur.methods import registry
+
+DENSE = "dense"
+EPOCHS = {"lenet300": 6, "resnet8": 3}
+LOOKS = 20  # steps between two looks, for methods that take `every`
+TWO = (0.9, 0.98)
+CURVE = (0.8, 0.9, 0.95, 0.98, 0.99)
+SEEDS = (0, 1, 2)
+REPRESENTATIVE = (
+    "random", "initial_magnitude", "snip", "grasp", "synflow", "force", "dual_ticket", "set",
+    "rigl", "granet", "gradual_magnitude", "movement", "pdp",
+)  # fmt: skip
+# Controls: the masks of a method with their places shuffled, under new weights, from half the data.
+CONTROLS = ("shuffled", "reinitialised", "half")
+CONTROLLED = ("snip", "synflow")
+# What suits a run as short as these; all else is the methods' defaults.
+SHORT: dict[str, dict[str, Any]] = {
+    "continuous_sparsification": {"strength": 1e-5, "lr": 10.0},
+    "soft_movement": {"strength": 100.0, "lr": 0.1},
+    "l0": {"strength": 10.0, "lr": 0.1, "dropped": 0.1},
+}
+# Whole channels: options for 2 and 4 times fewer MACs. Where a method takes a fraction, 30 % and
+# 50 % of every layer leave about a half and a quarter; a global choice leaves what it does.
+HALF, QUARTER, WHOLE = {"amount": 0.3}, {"amount": 0.5}, {"granularity": "channel"}
+CHANNELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "random": ({**HALF, **WHOLE, "scope": "uniform"}, {**QUARTER, **WHOLE, "scope": "uniform"}),
+    "gradual_magnitude": ({**HALF, **WHOLE}, {**QUARTER, **WHOLE}),
+    "soft_filter": (HALF, QUARTER),
+    "asymptotic_soft_filter": (HALF, QUARTER),
+    "fpgm": (HALF, QUARTER),
+    "network_slimming": (HALF, QUARTER),
+    "growing_regularisation": (HALF, QUARTER),
+    "factorized_filters": (HALF, QUARTER),
+    "taylor_fo": (HALF, QUARTER),
+    "hesso": (HALF, QUARTER),
+    "morphnet": (HALF, QUARTER),
+    "ssl": (HALF, QUARTER),
+    "l0": ({**HALF, **WHOLE}, {**QUARTER, **WHOLE}),
+    "sparse_structure_selection": ({"strength": 0.01}, {"strength": 0.03}),
+    "dsa": ({"macs": 0.5}, {"macs": 0.25}),
+    "dmcp": ({"macs": 0.5}, {"macs": 0.25}),
+}  # fmt: skip
+COLLAPSE = (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+        kind: "weights", "channels" or "collapse".
+        network: Of the zoo, trained from random weights.
+        method: As registered, or "dense".
+        setting: "90.0%", "2x", "own", ...
+        seed: Of weights, batches and everything random.
+        control: One of ``CONTROLS``, or nothing.
+        options: Of the method.
+    """
+
+    kind: str
+    network: str
+    method: str
+    setting: str
+    seed: int = 0
+    control: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """What the cell is found by among the finished ones."""
+        parts = (self.kind, self.network, self.method, self.control, self.setting, str(self.seed))
+        return "/".join(parts)
+
+
+def on_channels(name: str) -> bool:
+    """Whether a method removes whole channels by default."""
+    return registry.find(name).granularity not in ("element",) or name in ("ssl",)
+
+
+def weights(name: str, amount: float, seed: int, control: str = "") -> Cell:
+    """A method on single weights."""
+    options = {**_options(name), "amount": amount}
+    return Cell("weights", "lenet300", name, f"{amount:.1%}", seed, control, options)
+
+
+def wanted() -> list[Cell]:
+    """All runs, the most informative first."""
+    stages = [*registry.names("before"), *registry.names("during")]
+    found = [Cell("weights", "lenet300", DENSE, "own"), Cell("channels", "resnet8", DENSE, "own")]
+    elements = [n for n in stages if not on_channels(n)]
+    for name in elements:
+        if "amount" in inspect.signature(registry.entry(name).function).parameters:
+            found += [weights(name, a, 0) for a in TWO]
+        else:
+            found.append(Cell("weights", "lenet300", name, "own", options=_options(name)))
+    found += [
+        Cell("channels", "resnet8", name, setting, options={**_options(name), **options})
+        for k, setting in enumerate(("2x", "4x"))
+        for name, both in CHANNELS.items()
+        for options in [both[k]]
+    ]
+    found += [
+        Cell("collapse", network, name, "", options=_options(name))
+        for network in ("lenet300", "vgg_bn")
+        for name in registry.names("before")
+        if registry.find(name).gate is None and name != "dual_ticket"
+    ]
+    for seed in SEEDS:
+        for name in CONTROLLED:
+            found += [weights(name, a, seed, c) for c in CONTROLS for a in TWO]
+        found += [weights(n, a, seed) for n in REPRESENTATIVE for a in CURVE]
+        found.append(Cell("weights", "lenet300", DENSE, "own", seed))
+    return list({cell.key: cell for cell in found}.values())
+
+
+def _options(name: str) -> dict[str, Any]:
+    options: dict[str, Any] = dict(SHORT.get(name, {}))
+    if "every" in registry.entry(name).options():
+        options["every"] = LOOKS
+    return options
