@@ -30,19 +30,43 @@ class EdgePopup(Gate):
         return aux["score"].abs()
 
 
+@torch.no_grad()
+def signed_constant(moment: Moment) -> None:
+    r"""Make every weight $\pm \sqrt{2 / (k\,n)}$, n its inputs and k the fraction that stays.
+
+    The signs are those that the weights have, so that doing it again changes nothing.
+    """
+    kept = max(1 - moment.target, 1e-6)
+    for p in moment.weights():
+        size = (2 / (kept * p[0].numel())) ** 0.5
+        p.copy_(torch.where(p < 0, -size, size).to(p.dtype))
+
+
 @method(stage="before", paper="arXiv:1911.13299")
-def edge_popup(amount: float = 0.5, *, lr: float = 0.1, scope: Any = "uniform") -> Method:
-    """Weights keep their initial values; each has a score, and the highest of each layer count.
+def edge_popup(
+    amount: float = 0.5, *, lr: float = 0.1, constant: bool = True, scope: Any = "uniform"
+) -> Method:
+    r"""Weights are never trained; each has a score, and the highest of each layer count.
 
     The scores are trained by the straight-through gradient; a sign flip of a score changes nothing.
+    What is random is the signs: with the usual initialisation of torch's layers the few weights
+    that stay pass on next to nothing, and the scores do not learn.
 
     Args:
         amount: Fraction that is left out.
         lr: Of the scores.
+        constant: Give all weights of a layer one size at first, as scales what is left to
+            variance 2 / n, the best of the paper's initialisations; else they stay as they came.
         scope: Allocation over layers.
 
     Example:
         >>> edge_popup(0.5).gate.trains_weights
         False
     """
-    return Method(amount, criterion=None, scope=scope, gate=EdgePopup(lr=lr))
+    return Method(
+        amount,
+        criterion=None,
+        scope=scope,
+        gate=EdgePopup(lr=lr),
+        transform=signed_constant if constant else None,
+    )
