@@ -10,7 +10,7 @@ from typing import Any
 from secateur.methods import registry
 
 DENSE = "dense"
-EPOCHS = {"lenet300": 6, "resnet8": 3}
+EPOCHS = {"lenet300": 6, "resnet8": 2}
 LOOKS = 20  # steps between two looks, for methods that take `every`
 TWO = (0.9, 0.98)
 CURVE = (0.8, 0.9, 0.95, 0.98, 0.99)

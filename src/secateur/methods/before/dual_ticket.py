@@ -15,7 +15,7 @@ def dual_ticket(
     ceiling: float = 1.0,
     grow: float = 0.3,
     end: float = 0.5,
-    scope: Any = "uniform",
+    scope: Any = "erk",
     granularity: Any = "element",
 ) -> Method:
     r"""Random sparse network transformation: a random mask, and time to move out of the rest.
