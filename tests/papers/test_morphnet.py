@@ -9,8 +9,8 @@ from torch import nn
 import secateur as sec
 from secateur.errors import ConfigError
 from secateur.measure.macs import macs
-from secateur.methods.during.morphnet import widened
-from secateur.methods.widths import macs_share, sizes
+from secateur.methods.widths import sizes
+from secateur.plan.widths import macs_share, widened
 
 
 def attached(net, lr: float = 0.0, **options):

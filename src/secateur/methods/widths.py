@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from secateur.engine.seams import Moment
+from secateur.engine.seams import Auxiliaries, Moment, Tensors
 from secateur.errors import ConfigError
 from secateur.granularity.units import is_norm, unit_sum
-from secateur.graph import Graph
-from secateur.plan.budget import cost, dense_cost
-
-Widths = Mapping[str, Any]
+from secateur.plan.widths import Widths, macs_share
 
 
 def sizes(moment: Moment) -> dict[str, Tensor]:
@@ -44,26 +40,6 @@ def sizes(moment: Moment) -> dict[str, Tensor]:
     return found
 
 
-def macs_share(graph: Graph, widths: Widths) -> Tensor:
-    """The multiply-accumulates of a network of these widths, as a fraction of the dense one's.
-
-    Widths may be expectations; the result is differentiable in them. Equal to what is measured
-    after removal where widths are whole.
-
-    Example:
-        >>> from torch import nn
-        >>> from secateur.graph import trace
-        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> macs_share(trace(net, torch.zeros(1, 4)), {"0": torch.tensor(2.0)})
-        tensor(0.2500)
-    """
-    form = cost(graph, "macs")
-    full: dict[str, Any] = {n: torch.ones(k, dtype=torch.bool) for n, k in graph.sizes.items()}
-    return torch.as_tensor(form.total({**graph.sizes, **widths}, lambda: full)) / dense_cost(
-        form, graph
-    )
-
-
 def largest_shift(moment: Moment, widths: Callable[[float], Widths], share: float) -> float:
     """The largest shift at which widths, growing with it, cost no more than a share of the MACs.
 
@@ -81,3 +57,47 @@ def largest_shift(moment: Moment, widths: Callable[[float], Widths], share: floa
         fits = float(macs_share(moment.units.graph, widths(middle))) <= share
         low, high = (middle, high) if fits else (low, middle)
     return low
+
+
+def fit(
+    moment: Moment,
+    aux: Auxiliaries,
+    key: str,
+    width: Callable[[Tensors, float], Tensor],
+    share: float,
+) -> None:
+    """Once, at the end of a search: shift all auxiliaries of a name so that the budget is met.
+
+    Args:
+        moment: Of the run, whose state remembers that it is done.
+        aux: By space.
+        key: Which of them.
+        width: From the auxiliaries of a space and a shift to its number of units.
+        share: Budget, of the dense network's MACs.
+
+    Raises:
+        ConfigError: It is out of reach.
+    """
+    if "fitted" in moment.state:
+        return
+    shift = largest_shift(moment, lambda by: {s: width(a, by) for s, a in aux.items()}, share)
+    for a in aux.values():
+        a[key].add_(shift)
+    moment.state["fitted"] = torch.tensor(True)
+
+
+def budget_loss(cost: Tensor, target: float) -> Tensor:
+    r"""0 between $0.95\,T$ and T; above $\log\frac{E - 0.95 T}{0.05 T}$, below
+    $\log\frac{T - E}{0.05 T}$.
+
+    The slopes are those of the authors' $\log |E - 0.95\,T|$ and $\log |E - T|$; the constants
+    make it continuous, and it is nowhere infinite.
+
+    Example:
+        >>> [round(float(budget_loss(torch.tensor(e), 0.5)), 3) for e in (1.0, 0.5, 0.48, 0.4)]
+        [3.045, 0.0, 0.0, 1.386]
+    """
+    width = 0.05 * target
+    over = (cost - 0.95 * target).clamp(min=width) / width
+    under = (target - cost).clamp(min=width) / width
+    return over.log() + under.log()

@@ -10,9 +10,15 @@ from torch import Tensor
 from secateur.engine.seams import Auxiliaries, Gate, Moment, Tensors, straight_through
 from secateur.errors import ConfigError
 from secateur.methods.registry import Method, method
-from secateur.methods.widths import largest_shift, macs_share
+from secateur.methods.widths import budget_loss, fit
+from secateur.plan.widths import macs_share
 
 GROUPS = 10  # channels go in tenths of a layer; the first tenth always stays
+
+
+def groups(units: int, chain: Tensor) -> Tensor:
+    """The value of a chain of groups for each unit."""
+    return chain[torch.arange(units, device=chain.device) * len(chain) // units]
 
 
 def marginals(alpha: Tensor, units: int) -> Tensor:
@@ -22,9 +28,7 @@ def marginals(alpha: Tensor, units: int) -> Tensor:
         >>> marginals(torch.zeros(2), 3)
         tensor([1.0000, 0.5000, 0.2500])
     """
-    chain = torch.cat([alpha.new_ones(1), alpha.sigmoid()]).cumprod(0)
-    group = torch.arange(units, device=alpha.device) * len(chain) // units
-    return chain[group]
+    return groups(units, torch.cat([alpha.new_ones(1), alpha.sigmoid()]).cumprod(0))
 
 
 @dataclass(frozen=True)
@@ -52,20 +56,19 @@ class Markov(Gate):
         chain = marginals(aux["alpha"], len(weight))
         if moment.validating:
             return chain.detach() if warming else chain
-        drawn = torch.rand(len(aux["alpha"]) + 1, generator=moment.generator).to(chain.device)
+        number = len(aux["alpha"]) + 1
+        drawn = torch.rand(number, generator=moment.generator).to(chain.device)
+        place = torch.arange(number, device=chain.device)
         if kind == 0:  # the sandwich: all, the least, and twice what is drawn
-            stays = torch.ones_like(chain)
+            stays = torch.ones_like(drawn)
         elif kind == 1:
-            stays = (
-                torch.arange(len(chain), device=chain.device) * len(drawn) < len(chain)
-            ).float()
+            stays = (place == 0).float()
         elif warming:  # all widths alike
-            place = torch.arange(len(chain), device=chain.device) * len(drawn) // len(chain)
-            stays = (place <= drawn[0] * len(drawn)).float()
+            stays = (place <= drawn[0] * number).float()
         else:  # a walk along the chain, which ends at the first group that does not stay
-            steps = torch.cat([drawn.new_ones(1), (drawn[1:] < aux["alpha"].sigmoid()).float()])
-            group = torch.arange(len(chain), device=chain.device) * len(drawn) // len(chain)
-            stays = steps.cumprod(0)[group]
+            stays = torch.cat([drawn.new_ones(1), (drawn[1:] < aux["alpha"].sigmoid()).float()])
+            stays = stays.cumprod(0)
+        stays = groups(len(weight), stays)
         return stays if warming else straight_through(stays, chain)
 
     def width(self, aux: Tensors, shift: float) -> Tensor:
@@ -87,34 +90,11 @@ class Markov(Gate):
         return self.strength * budget_loss(self.expected(aux, moment), self.macs)
 
     def updated(self, aux: Auxiliaries, moment: Moment) -> None:
-        if moment.progress < self.end or "fitted" in moment.state:
-            return
-        shift = largest_shift(
-            moment, lambda by: {s: self.width(a, by) for s, a in aux.items()}, self.macs
-        )
-        for a in aux.values():
-            a["alpha"].add_(shift)
-        moment.state["fitted"] = torch.tensor(True)
+        if moment.progress >= self.end:
+            fit(moment, aux, "alpha", self.width, self.macs)
 
     def harden(self, weight: Tensor, aux: Tensors, mask: Tensor, moment: Moment) -> Tensor:
         return weight * mask
-
-
-def budget_loss(cost: Tensor, target: float) -> Tensor:
-    r"""0 between $0.95\,T$ and T; above $\log\frac{E - 0.95 T}{0.05 T}$, below
-    $\log\frac{T - E}{0.05 T}$.
-
-    The slopes are those of the authors' $\log |E - 0.95\,T|$ and $\log |E - T|$; the constants
-    make it continuous, and it is nowhere infinite.
-
-    Example:
-        >>> [round(float(budget_loss(torch.tensor(e), 0.5)), 3) for e in (1.0, 0.5, 0.48, 0.4)]
-        [3.045, 0.0, 0.0, 1.386]
-    """
-    width = 0.05 * target
-    over = (cost - 0.95 * target).clamp(min=width) / width
-    under = (target - cost).clamp(min=width) / width
-    return over.log() + under.log()
 
 
 @method(stage="during", paper="arXiv:2005.03354")

@@ -11,7 +11,8 @@ from secateur.engine.masks import keep_top
 from secateur.engine.seams import Auxiliaries, Gate, Moment, Tensors, straight_through
 from secateur.errors import ConfigError
 from secateur.methods.registry import Method, method
-from secateur.methods.widths import largest_shift, macs_share, sizes
+from secateur.methods.widths import fit, sizes
+from secateur.plan.widths import macs_share
 
 
 def soft_mask(size: Tensor, share: Tensor, sharpness: float) -> Tensor:
@@ -59,7 +60,6 @@ class Allocated(Gate):
     scheduled = True
 
     def auxiliaries(self, name: str, weight: Tensor, generator: torch.Generator) -> Tensors:
-        # sizes are of the first step's weights from then on; equal ones give every unit alpha
         return {"theta": weight.new_tensor(self.initial), "size": torch.ones_like(weight)}
 
     def sharpness(self, moment: Moment) -> float:
@@ -100,14 +100,8 @@ class Allocated(Gate):
         moment.state["dual"] = (dual + self.hardness * self.excess(aux, moment)).relu()
         for space, size in sizes(moment).items():
             aux[space]["size"].copy_(size)
-        if moment.progress < self.end:
-            return
-        shift = largest_shift(
-            moment, lambda by: {s: self.width(a, by) for s, a in aux.items()}, self.macs
-        )
-        for a in aux.values():
-            a["theta"].add_(shift)
-        moment.state["fitted"] = torch.tensor(True)
+        if moment.progress >= self.end:
+            fit(moment, aux, "theta", self.width, self.macs)
 
     def harden(self, weight: Tensor, aux: Tensors, mask: Tensor, moment: Moment) -> Tensor:
         return weight * mask

@@ -31,8 +31,8 @@ def to_sphere(v: Tensor) -> Tensor:
     r"""Nearest point of the sphere through all binary vectors, $\lVert z - 1/2 \rVert^2 = n/4$.
 
     Example:
-        >>> to_sphere(torch.tensor([1.0, 0.0])), to_sphere(torch.tensor([0.6, 0.5]))
-        (tensor([1., 0.]), tensor([1.2071, 0.5000]))
+        >>> to_sphere(torch.tensor([0.6, 0.5]))
+        tensor([1.2071, 0.5000])
     """
     away = v - 0.5
     length = away.norm()

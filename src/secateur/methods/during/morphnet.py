@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +10,9 @@ from torch import Tensor
 from secateur.engine.seams import Moment, Penalty, Rule, Tensors
 from secateur.errors import ConfigError
 from secateur.granularity.choose import keep_units
-from secateur.graph import Graph
 from secateur.methods.registry import Method, method
-from secateur.methods.widths import macs_share, sizes
+from secateur.methods.widths import sizes
+from secateur.plan.widths import macs_share
 
 
 def alive(size: Tensor, threshold: float) -> Tensor:
@@ -36,7 +35,7 @@ class Costly(Penalty, Rule):
         end: Part of training after which the dead are gone and the others trained alone.
     """
 
-    strength: float = 1.0
+    strength: float = 0.1
     threshold: float = 0.01
     end: float = 0.7
     scheduled = True
@@ -84,43 +83,11 @@ class Costly(Penalty, Rule):
         moment.state["shrunk"] = torch.tensor(True)
 
 
-def widened(graph: Graph, kept: Mapping[str, int], macs: float = 1.0) -> dict[str, int]:
-    r"""The expansion: all widths times one $\omega$, the largest that costs no more than ``macs``.
-
-    Args:
-        graph: Of the dense network.
-        kept: Class -> units left after shrinking; other classes are whole and stay so.
-        macs: Budget, as a fraction of the dense network's.
-
-    Returns:
-        Class -> units of a network to build and train anew, at least 1 each.
-
-    Example:
-        >>> from torch import nn
-        >>> from secateur.graph import trace
-        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
-        >>> widened(trace(net, torch.zeros(1, 4)), {"0": 8, "2": 2})
-        {'0': 13, '2': 3}
-    """
-
-    def at(factor: float) -> dict[str, int]:
-        return {s: max(int(factor * k + 1e-9), 1) for s, k in kept.items()}
-
-    low, high = 0.0, 1.0
-    while float(macs_share(graph, at(high))) <= macs and high < 2**20:
-        low, high = high, 2 * high
-    for _ in range(50):
-        middle = (low + high) / 2
-        fits = float(macs_share(graph, at(middle))) <= macs
-        low, high = (middle, high) if fits else (low, middle)
-    return at(low)
-
-
 @method(stage="during", paper="arXiv:1711.06798")
 def morphnet(
     amount: float | None = None,
     *,
-    strength: float = 1.0,
+    strength: float = 0.1,
     threshold: float = 0.01,
     end: float = 0.7,
 ) -> Method:
@@ -129,7 +96,8 @@ def morphnet(
     A layer with $a_{in}$ and $a_{out}$ channels alive and C multiplications for each pair adds
     $C (a_{in} \sum |\gamma_{out}| + a_{out} \sum |\gamma_{in}|)$ to the loss. What follows the
     graph, as a residual stream, is one group with one size. Where no norm scales a channel, the
-    norm of its weights stands for $|\gamma|$. ``widened`` gives the second half, the expansion.
+    norm of its weights stands for $|\gamma|$. The second half, the
+    expansion, is ``secateur.plan.widths.widened``.
 
     Args:
         amount: Fraction of the channels that goes, the smallest; None leaves it to the threshold,
