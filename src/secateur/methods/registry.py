@@ -48,7 +48,7 @@ class Method:
         rule: Free moments before and after each step (see ``engine.seams``).
         solver: Chooses and updates the weights of one layer together, from its inputs.
         transform: Rewrites the model before anything is scored; in training a function of the
-            ``Moment`` that changes parameters in place (so a resumed run attaches, then loads).
+            ``Moment`` that changes parameters in place; not done again where a run is resumed.
         recovery: What follows the removal: a name, a name with options, or a list of these.
         kinds: Of classes that a method after training knows, of which a model has some; empty for
             all.
