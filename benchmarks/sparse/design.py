@@ -42,7 +42,7 @@ CHANNELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "factorized_filters": (HALF, QUARTER),
     "taylor_fo": (HALF, QUARTER),
     "hesso": (HALF, QUARTER),
-    "morphnet": (HALF, QUARTER),
+    "morphnet": ({"amount": 0.1}, {"amount": 0.2}),  # of the weights; the dear channels go first
     "ssl": (HALF, QUARTER),
     "l0": ({**HALF, **WHOLE}, {**QUARTER, **WHOLE}),
     "sparse_structure_selection": ({"strength": 0.01}, {"strength": 0.03}),
