@@ -42,7 +42,7 @@ CHANNELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "factorized_filters": (HALF, QUARTER),
     "taylor_fo": (HALF, QUARTER),
     "hesso": (HALF, QUARTER),
-    "morphnet": (HALF, QUARTER),
+    "morphnet": ({"amount": 0.1}, {"amount": 0.2}),  # of the weights; the dear channels go first
     "ssl": (HALF, QUARTER),
     "l0": ({**HALF, **WHOLE}, {**QUARTER, **WHOLE}),
     "sparse_structure_selection": ({"strength": 0.01}, {"strength": 0.03}),
@@ -97,17 +97,20 @@ def wanted() -> list[Cell]:
     stages = [*registry.names("before"), *registry.names("during")]
     found = [Cell("weights", "lenet300", DENSE, "own"), Cell("channels", "resnet8", DENSE, "own")]
     elements = [n for n in stages if not on_channels(n)]
-    for name in elements:
-        if "amount" in inspect.signature(registry.entry(name).function).parameters:
-            found += [weights(name, a, 0) for a in TWO]
-        else:
-            found.append(Cell("weights", "lenet300", name, "own", options=_options(name)))
-    found += [
-        Cell("channels", "resnet8", name, setting, options={**_options(name), **options})
-        for k, setting in enumerate(("2x", "4x"))
-        for name, both in CHANNELS.items()
-        for options in [both[k]]
-    ]
+    takes = {
+        n for n in elements if "amount" in inspect.signature(registry.entry(n).function).parameters
+    }
+    for k, setting in enumerate(("2x", "4x")):
+        found += [weights(n, TWO[k], 0) for n in elements if n in takes]
+        found += [
+            Cell("weights", "lenet300", n, "own", options=_options(n))
+            for n in elements
+            if n not in takes
+        ]
+        found += [
+            Cell("channels", "resnet8", name, setting, options={**_options(name), **both[k]})
+            for name, both in CHANNELS.items()
+        ]
     found += [
         Cell("collapse", network, name, "", options=_options(name))
         for network in ("lenet300", "vgg_bn")

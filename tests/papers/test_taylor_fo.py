@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from during_runs import convolutional, pictures
+from during_runs import convolutional, pictures, train
 from torch import Tensor, nn
 
 import secateur as sec
@@ -93,3 +93,18 @@ def test_options_out_of_range_are_said() -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
     with pytest.raises(ConfigError, match="momentum"):
         sec.attach(net, optimizer, "taylor_fo", steps=8, momentum=1.0)
+
+
+def test_the_last_look_reaches_the_whole_amount_and_nothing_goes_after_it() -> None:
+    net = convolutional()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    handle = sec.attach(
+        net, optimizer, "taylor_fo", amount=0.5, every=3, steps=20, end=0.55,
+        example_inputs=pictures(1)[0][0],
+    )  # fmt: skip
+    history = []
+    train(net, optimizer, pictures(20), after=lambda step: history.append(handle.sparsity))
+    # looks are at steps 3, 6, 9, 12: the first at or behind 11 is the last that acts
+    assert history[8] < history[11] == history[-1]
+    left = sum(int(handle.masks[n].sum()) for n in ("0.weight", "3.weight"))
+    assert abs(left - 0.5 * (72 + 720)) <= 36

@@ -164,45 +164,43 @@ def attach(
     if validation is not None and not (handle.gated and handle.gated.tensors()):
         handle.detach()
         raise ConfigError(f"method {found.name!r} trains no auxiliaries: leave out validation=")
+    weights = list(model.parameters()) if found.transform is not None else []
+    before = [p.detach().clone() for p in weights]
     try:
         if state is not None:
             restore(handle, state)
         else:
-            _begin(handle, method if isinstance(method, MaskSet) else None)
+            _begin(handle, method)
         handle.obey()
     except BaseException:
+        with torch.no_grad():
+            for p, old in zip(weights, before, strict=True):
+                p.copy_(old)
         handle.detach()
         raise
     _hook(handle)
     return handle
 
 
-def _begin(handle: Handle, given: MaskSet | None) -> None:
-    """Rewrite the model, choose the first masks, start the rule: all of it, or nothing."""
-    method, moment = handle.method, handle.moment
-    weights = list(moment.model.parameters()) if method.transform is not None else []
-    before = [p.detach().clone() for p in weights]
-    try:
-        if method.transform is not None:
-            method.transform(moment)
-        if handle.gated is not None:
-            handle.refresh_gate()
-        elif given is not None:
-            named = moment.parameters.items()
-            moment.masks = {n: ranks.like(given[n].to(p.device), p) for n, p in named}
-        elif (
-            method.criterion is not None
-            and not method.soft
-            and (handle.schedule is None or handle.schedule.at(0.0) > 0)
-        ):
-            first_masks(handle)
-        if method.rule is not None:
-            method.rule.start(moment)
-    except BaseException:
-        with torch.no_grad():
-            for p, old in zip(weights, before, strict=True):
-                p.copy_(old)
-        raise
+def _begin(handle: Handle, method: Any) -> None:
+    """Rewrite the model, choose the first masks, start the rule."""
+    moment, found, schedule = handle.moment, handle.method, handle.schedule
+    if found.transform is not None:
+        found.transform(moment)
+    if handle.gated is not None:
+        handle.refresh_gate()
+    elif isinstance(method, MaskSet):
+        moment.masks = {
+            n: ranks.like(method[n].to(p.device), p) for n, p in moment.parameters.items()
+        }
+    elif (
+        found.criterion is not None
+        and not found.soft
+        and (schedule is None or schedule.at(0.0) > 0)
+    ):
+        first_masks(handle)
+    if found.rule is not None:
+        found.rule.start(moment)
 
 
 def _prunable(

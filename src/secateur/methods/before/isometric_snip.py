@@ -48,7 +48,7 @@ def isometric_snip(
     Orthogonal layers have Jacobians with singular values near 1, so that the gradients that SNIP
     compares are of one scale in all layers; masking breaks that, and
     $\min_W \lVert (C \odot W)^\top (C \odot W) - I \rVert_F^2$ mends it without data. The weights
-    that the model came with are replaced: to go on after a kill, attach before loading the model.
+    that the model came with are replaced; not where ``attach(state=)`` takes a run up again.
 
     Args:
         amount: Fraction removed.

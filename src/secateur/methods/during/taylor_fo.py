@@ -43,16 +43,18 @@ class Accumulated(Rule):
     scheduled = True
 
     def before_step(self, moment: Moment) -> None:
-        if moment.progress >= self.schedule.end:
-            return
         state, step = moment.state, moment.step + 1
+        if "reached" in state:
+            return
         for space, gradient in gate_gradients(moment).items():
             state[f"sum.{space}"] = gradient.square() + state.get(f"sum.{space}", 0.0)
+        state["seen"] = state.get("seen", torch.zeros(())) + 1
         if step % self.every and step != moment.steps:
             return
+        seen = state.pop("seen")
         scores: dict[str, Tensor] = {}
         for space in [n[4:] for n in state if n.startswith("sum.")]:
-            mean = state.pop(f"sum.{space}") / self.every
+            mean = state.pop(f"sum.{space}") / seen
             before = state.get(f"score.{space}")
             scores[space] = (
                 mean if before is None else self.momentum * before + (1 - self.momentum) * mean
@@ -64,6 +66,8 @@ class Accumulated(Rule):
         stays = keep_units(scores, moment.units, amount, self.scope)
         state.update({f"stays.{n}": k.float() for n, k in stays.items()})
         moment.keep(stays)
+        if amount >= self.schedule.final:
+            state["reached"] = torch.tensor(True)
 
 
 @method(stage="during", paper="arXiv:1906.10771")
