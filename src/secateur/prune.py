@@ -334,7 +334,13 @@ def _score(evaluate: Evaluate | None, model: nn.Module) -> float | None:
     if evaluate is None:
         return None
     with evaluating(model):
-        return float(evaluate(model))
+        value = evaluate(model)
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"evaluate(model) must return a number, such as the accuracy, not {value!r}"
+        ) from error
 
 
 def _measured(

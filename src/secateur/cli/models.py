@@ -202,7 +202,13 @@ def _saved(folder: Path, original: str | None, seen: frozenset[str]) -> Source:
             "--original MODEL"
         )
     if not (folder / "plan.json").is_file():
-        raise ConfigError(f"{folder} holds no plan.json: a model is {FORMS}")
+        broken = (folder / "unfinished").is_dir()
+        raise ConfigError(
+            f"{folder} holds a run that was broken off: secateur prune --resume --out {folder} "
+            "goes on with it"
+            if broken
+            else f"{folder} holds no plan.json: a model is {FORMS}"
+        )
     base = find(original or _original(folder), _seen=seen | {spec})
 
     def build() -> nn.Module:

@@ -83,6 +83,8 @@ def claimed(folder: Path, config: Config, *, resume: bool, restart: bool) -> Ite
             shutil.rmtree(work, ignore_errors=True)
             with suppress(OSError):  # results of an earlier run
                 folder.rmdir()
+                if config.out is None:
+                    folder.parent.rmdir()  # runs/, where no other run is in it
         raise
 
 

@@ -20,7 +20,8 @@ def require(data: Iterable[Any] | None, recovery: str) -> Iterable[Any]:
     if data is None or not isinstance(data, Iterable):
         raise DataError(
             f"{recovery} needs data, got {type(data).__name__}: give a DataLoader or a list of "
-            "batches, each (inputs..., target) or a dict of keyword inputs."
+            "batches, each (inputs..., target) or a dict of keyword inputs (on the command line "
+            "--data FILE.py:loaders)."
         )
     return data
 

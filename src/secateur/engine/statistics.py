@@ -209,9 +209,10 @@ def _check(
             )
     if data is None or isinstance(data, str | bytes | Tensor) or not isinstance(data, Iterable):
         raise DataError(
-            f"{', '.join(sorted(needs))} must be measured on data, got {type(data).__name__}: pass "
-            "data=, a loader of (inputs..., target) or dicts of keyword inputs; or use a criterion "
-            'of weights alone, as "l2"'
+            f"this criterion is measured on data ({', '.join(sorted(needs))}), got "
+            f"{type(data).__name__}: pass data=, a loader of (inputs..., target) or dicts of "
+            "keyword inputs (on the command line --data FILE.py:loaders); or use a criterion of "
+            "weights alone, as \"l2\""
         )
     if device_of(network).type == "meta":
         raise DataError(

@@ -83,9 +83,7 @@ def _check_inputs(model: nn.Module, example_inputs: Any) -> None:
         raise TraceError(f"expected a torch.nn.Module, got {type(model).__name__}")
     for wrapper, inside in _WRAPPERS.items():
         if type(model).__name__ == wrapper:
-            raise TraceError(
-                f"a {wrapper} hides the forward: pass {inside} and wrap what comes out"
-            )
+            raise TraceError(f"{wrapper} hides the forward: pass {inside} and wrap what comes out")
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError(
             "a TorchScript module has no Python forward: pass the model it was made from"
@@ -104,6 +102,15 @@ def _check_inputs(model: nn.Module, example_inputs: Any) -> None:
         raise TraceError(
             f"{uninitialized[0]} has no shape yet (a lazy module): run the model once first"
         )
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                raise TraceError(
+                    f"{f'{name}.{key}'.lstrip('.')} is computed anew before each forward, by "
+                    "torch.nn.utils.prune, weight_norm or the like: make it a plain parameter "
+                    f"with torch.nn.utils.prune.remove(module, {key!r}) or remove_weight_norm, or "
+                    "use torch.nn.utils.parametrizations"
+                )
     devices = {t.device for t in (*model.parameters(), *model.buffers())}
     inputs = {t.device for t in tensors_in(call_arguments(example_inputs))}
     if len(devices) == 1 and inputs and "meta" not in {d.type for d in devices | inputs}:

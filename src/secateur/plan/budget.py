@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from secateur.errors import BudgetError, ConfigError
 from secateur.graph import Graph
-from secateur.graph.classes import Axis, axis_mask, show_axis
+from secateur.graph.classes import Axis, axis_mask
 from secateur.names import unknown
 from secateur.scope.order import Order
 
@@ -340,10 +341,10 @@ def _impossible(budget: Budget, fixed: Mapping[str, Tensor], everything: Tensor)
     kept = {n: _width(m) for n, m in full.items()}
     where = max(form.largest, key=lambda k: _product(form.largest[k], kept, lambda: full))
     share = _product(form.largest[where], kept, lambda: full)
-    axes = " x ".join(show_axis(a) for a in form.largest[where])
+    reachable = math.ceil(left * 1e4) / 1e4  # what is advised must work when it is asked for
     return (
         f'keep={{"{metric}": {budget.keep[metric]:g}}} cannot be met: with every class at its '
-        f"minimum width the model still needs {left:.1%} of its {metric} (the largest part that "
-        f"stays is {where}, {share:,} of shape {axes}). Lower min_width or raise "
-        f"max_ratio, ignore less, or ask for keep >= {left:.3f}"
+        f"minimum width the model still needs {left:.2%} of its {metric} (the largest part that "
+        f"stays, {share:,}, is the {where}). Lower min_width or raise "
+        f"max_ratio, ignore less, or ask for keep >= {reachable:.4f}"
     )

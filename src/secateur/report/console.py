@@ -10,8 +10,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from secateur.report.record import Layer, Record, as_record
-from secateur.report.table import columns, footnotes, rows
+from secateur.report.record import Record, as_record
+from secateur.report.table import columns, footnotes, legend, rows
 from secateur.report.units import plain, scalar
 from secateur.report.verdict import verdict
 
@@ -37,7 +37,7 @@ def console(record: Record | Mapping[str, Any]) -> Group:
     record = as_record(record)
     parts: list[RenderableType] = [_verdict(record), _measured(record)]
     if record.layers:
-        parts.append(_widths(record.layers))
+        parts.append(_widths(record))
     if record.locked:
         parts.append(_pairs("Left alone", {entry.name: entry.reason for entry in record.locked}))
     if record.notes:
@@ -80,13 +80,13 @@ def _measured(record: Record) -> Table:
     return table
 
 
-def _widths(layers: tuple[Layer, ...]) -> Table:
+def _widths(record: Record) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("Layer", overflow="fold")
     table.add_column("Before", justify="right")
     table.add_column("After", justify="right")
     table.add_column("Kept", no_wrap=True)
-    for layer in layers:  # each bar is its own layer's width: a narrow layer shows as well
+    for layer in record.layers:  # each bar is its own layer's width: a narrow layer shows as well
         kept = min(_BAR, round(_BAR * layer.after / max(layer.before, 1)))
         gone = _BAR - kept
         table.add_row(
@@ -95,6 +95,9 @@ def _widths(layers: tuple[Layer, ...]) -> Table:
             str(layer.after),
             Text.assemble(("█" * kept, "green"), ("░" * gone, "dim")),
         )
+    if legend(record):
+        table.caption = Text(legend(record), style="dim")
+        table.caption_justify = "left"
     return table
 
 

@@ -281,9 +281,10 @@ def history(steps: Sequence[Step]) -> Figure | None:
     if window > 1:
         parts.append(path([(x(step), y(loss)) for step, loss in smooth], "curve c1"))
     lost = len(steps) - len(known)
+    (first, early), (last, late) = smooth[0], smooth[-1]
     description = (
-        f"Loss during recovery, {len(known)} values; {number(smooth[0][1])} at the start and "
-        f"{number(smooth[-1][1])} at the end."
+        f"Loss during recovery, {len(known)} values; {number(early)} at step {first:.0f} and "
+        f"{number(late)} at step {last:.0f}."
     )
     if lost:
         were = "value was" if lost == 1 else "values were"

@@ -10,7 +10,7 @@ from typing import Any
 from secateur.errors import MissingExtraError, StoreError
 from secateur.report import figures
 from secateur.report.record import Record, as_record
-from secateur.report.table import columns, footnotes, rows
+from secateur.report.table import columns, footnotes, legend, rows
 from secateur.report.units import count, metric_value, plain, scalar, times
 from secateur.report.verdict import verdict
 
@@ -63,6 +63,7 @@ def render(record: Record) -> str:
         columns=columns(record),
         rows=rows(record),
         footnotes=footnotes(record),
+        legend=legend(record),
         metric=lambda value: metric_value(value, record.metric),
         widest=max((max(layer.before, layer.after) for layer in record.layers), default=0) or 1,
         folded=len(record.layers) > _LISTED,

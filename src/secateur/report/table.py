@@ -160,3 +160,14 @@ def footnotes(record: Record) -> tuple[str, ...]:
     if any(state.energy_mj is not None for state in states(record)):
         said.append("Energy follows from a model of operations and memory; it was not measured.")
     return tuple(said)
+
+
+def legend(record: Record) -> str:
+    """What a name like ``stem#2`` means, where the widths have one."""
+    if not any("#" in layer.name for layer in record.layers):
+        return ""
+    return (
+        "A layer with entries name, name#2, ... has several dimensions that are pruned on their "
+        "own (groups and channels in a group, or heads and their width): its width is their "
+        "product."
+    )

@@ -57,6 +57,11 @@ def run(options: argparse.Namespace) -> Answer:
 
 
 def _metrics(path: Path) -> Path:
+    if (path / "unfinished").is_dir() and not (path / "metrics.json").is_file():
+        raise StoreError(
+            f"{path} holds a run that was broken off: secateur prune --resume --out {path} goes "
+            "on with it"
+        )
     if path.is_dir():
         path = path / "metrics.json"
     if not path.is_file():
