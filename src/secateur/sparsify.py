@@ -238,6 +238,10 @@ def sparsify(
         if divider.inputs and not samples:
             raise DataError(f"scope {name} needs calibration data: give data=")
         layers = _weighed(made, samples if divider.inputs else [], left_alone, divider.gradients)
+        if not layers:
+            raise DataError(
+                f'scope {name} found no layer that it can weigh: choose scope="uniform"'
+            )
         share = 0.5 if chosen.amount is None else chosen.amount
         shares = layer_amounts.divide(name, layers, share, settings)
     rows = {layer.name: layer.output_gradient for layer in layers}

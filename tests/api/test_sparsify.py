@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 import secateur as sec
 from secateur.engine.masks import MaskSet
@@ -72,6 +79,19 @@ def test_without_a_method_layers_lose_what_the_loss_feels_least() -> None:
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     with pytest.raises(DataError, match="scope="):
         sec.sparsify(net, amount=0.5, data=[torch.randn(4, 8)], progress=False)
+
+
+def test_the_default_knows_layers_by_their_products_and_not_by_their_class() -> None:
+    torch.manual_seed(0)
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 100, "n_positions": 64}
+    model = GPT2LMHeadModel(GPT2Config(**shape))  # its weights are (inputs, outputs)
+    result = sec.sparsify(model, amount=0.5, data=batches(), progress=False)
+    assert result.report.sparsity == pytest.approx(0.5, abs=1e-3)
+    assert len({row.removed / row.total for row in result.report.rows}) > 3
+    torch.manual_seed(0)
+    experts = MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4))
+    result = sec.sparsify(experts, amount=0.5, data=batches(), progress=False)
+    assert result.report.sparsity == pytest.approx(0.5, abs=1e-3)
 
 
 def test_updates_make_up_for_what_the_same_mask_loses() -> None:
