@@ -6,24 +6,23 @@ import copy
 import json
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from secateur.engine.blocks import find_blocks
 from secateur.engine.checkpoint import digest
-from secateur.engine.layerwise import Job, Row, Solution, solve_blocks
+from secateur.engine.finished import Row, Solution
+from secateur.engine.layerwise import Job, solve_blocks
 from secateur.engine.masks import MaskSet
 from secateur.engine.products import Layer
 from secateur.engine.sequential import Propagate
-from secateur.engine.statistics import Stats
 from secateur.engine.target import Target, parse_pattern
-from secateur.errors import ConfigError, DataError, PlanError, StoreError
+from secateur.errors import ConfigError, DataError, StoreError
 from secateur.measure.calling import as_call
 from secateur.methods import registry
 from secateur.names import match_names, unknown
@@ -61,6 +60,10 @@ class SparsityReport:
     def overall(self) -> float:
         """Fraction removed of all parameters."""
         return self.removed / max(self.parameters, 1)
+
+    def json(self) -> str:
+        """All of it, as it is saved."""
+        return json.dumps({**asdict(self), "sparsity": self.sparsity}, indent=1)
 
     def __str__(self) -> str:
         lines = [
@@ -110,8 +113,7 @@ class Sparsified:
             else:
                 save_model(self.model, str(unfinished / "model.safetensors"))
             self.masks.save(unfinished / "masks.safetensors")
-            text = json.dumps({**asdict(self.report), "sparsity": self.report.sparsity}, indent=1)
-            (unfinished / "sparsity.json").write_text(text, encoding="utf-8")
+            (unfinished / "sparsity.json").write_text(self.report.json(), encoding="utf-8")
             unfinished.replace(folder)
         except OSError as error:
             raise StoreError(
@@ -176,6 +178,49 @@ def sparsify(
         0.5
     """
     began = time.perf_counter()
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"sparsify takes a module, got {type(model).__name__}: a checkpoint on disk is for "
+            "sparsify_folder(source, out, ...)"
+        )
+    if masks is not None:
+        MaskSet(masks).check(model)
+    chosen, job = job_of(
+        model, method, amount=amount, pattern=pattern, masks=masks, amounts=amounts, ignore=ignore,
+        propagate=propagate, true_sequential=true_sequential, **options,
+    )  # fmt: skip
+    samples = list(calibration(model, data)) if job.solver.data or data is not None else []
+    made = model if inplace else copy.deepcopy(model)
+    given = {
+        "data": digest(tensors_of(samples)),
+        "weights": digest(dict(made.named_parameters())) if checkpoint is not None else "",
+    }
+    with _saying_what_changed(made, inplace):
+        solution = solve_blocks(
+            made, samples, replace(job, identity={**job.identity, **given}), propagate=propagate,
+            checkpoint=checkpoint, spill=spill, progress=progress,
+        )  # fmt: skip
+    return Sparsified(made, MaskSet(solution.keep), report_of(chosen, solution, made, began))
+
+
+def job_of(
+    model: nn.Module,
+    method: Any,
+    *,
+    amount: float | None,
+    pattern: str | tuple[int, int] | None,
+    masks: Mapping[str, Tensor] | None,
+    amounts: Mapping[str, float] | None,
+    ignore: Iterable[str],
+    propagate: Propagate,
+    true_sequential: bool,
+    **options: Any,
+) -> tuple[registry.Method, Job]:
+    """What is to be done to which layer; see ``sparsify`` for the arguments.
+
+    Raises:
+        ConfigError: An unknown name, or a value out of range.
+    """
     chosen = registry.find(method, amount, **options)
     if chosen.solver is None:
         raise ConfigError(
@@ -194,8 +239,6 @@ def sparsify(
     for name, value in own.items():
         if not 0 <= value <= 1:
             raise ConfigError(f"the amount of {name} is {value}: give a fraction in [0, 1]")
-    if masks is not None:
-        MaskSet(masks).check(model)
 
     def target(layer: Layer) -> Target:
         module = layer.parameter.rpartition(".")[0]
@@ -208,32 +251,42 @@ def sparsify(
         parts = parameter.split(".")
         return any(".".join(parts[:i]) in ignored for i in range(1, len(parts) + 1))
 
-    made = model if inplace else copy.deepcopy(model)
-    samples = list(_calibration(model, data)) if solver.data or data is not None else []
     identity = {
         "method": repr((chosen.name, sorted(solver.options.items()))),
         "target": repr((chosen.amount, parsed, sorted(own.items()), sorted(ignored))),
         "walk": repr((propagate, true_sequential)),
         "masks": digest(masks) if masks is not None else "",
-        "data": digest(_tensors(samples)),
-        "weights": digest(dict(made.named_parameters())) if checkpoint is not None else "",
     }
-    job = Job(solver, target, left_alone, true_sequential, identity)
-    if solver.data:
-        solution = solve_blocks(
-            made, samples, job, propagate=propagate, checkpoint=checkpoint, spill=spill,
-            progress=progress,
-        )  # fmt: skip
-    else:
-        solution = _without_data(made, job)
-    report = SparsityReport(
-        chosen.name,
+    return chosen, Job(solver, target, left_alone, true_sequential, identity)
+
+
+def report_of(
+    method: registry.Method, solution: Solution, model: nn.Module, began: float
+) -> SparsityReport:
+    """What was done since ``began``, by ``time.perf_counter``."""
+    return SparsityReport(
+        method.name,
         tuple(solution.rows),
         tuple(solution.notes),
-        sum(p.numel() for p in made.parameters()),
+        sum(p.numel() for p in model.parameters()),
         time.perf_counter() - began,
     )
-    return Sparsified(made, MaskSet(solution.keep), report)
+
+
+@contextmanager
+def _saying_what_changed(model: nn.Module, inplace: bool) -> Iterator[None]:
+    """Let an error say if it leaves a model of the user's half pruned."""
+    before = {n: p._version for n, p in model.named_parameters()}
+    try:
+        yield
+    except BaseException as error:
+        changed = [n for n, p in model.named_parameters() if p._version != before[n]]
+        if inplace and changed:
+            error.add_note(
+                f"inplace=True: {len(changed)} tensors of the model are pruned already, up to "
+                f"{changed[-1]}. Load it again; with checkpoint= the next run goes on from there."
+            )
+        raise
 
 
 def _solvers() -> list[str]:
@@ -249,35 +302,7 @@ def _matched(globs: Iterable[str], names: list[str]) -> set[str]:
     return found
 
 
-@torch.no_grad()
-def _without_data(model: nn.Module, job: Job) -> Solution:
-    """Solve every matrix of the blocks, which weights alone decide."""
-    solution = Solution()
-    modules = dict(model.named_modules())
-    for block in find_blocks(model):
-        prefix = f"{block.name}." if block.name else ""
-        for name, p in modules[block.name].named_parameters():
-            owner = modules[(prefix + name).rpartition(".")[0]]
-            plain = isinstance(owner, nn.Linear | nn.modules.conv._ConvNd)
-            if p.dim() < 2 or not plain or job.ignored(prefix + name):
-                continue
-            started = time.perf_counter()
-            matrix = p.detach().flatten(1)
-            layer = Layer(prefix + name, prefix + name, (*matrix.shape,), (*matrix.stride(),))  # type: ignore[arg-type]
-            solved = job.solver(matrix, Stats(layer.name), job.target(layer))
-            matrix.copy_(solved.weight)
-            solution.keep[layer.parameter] = solved.keep.view(p.shape)
-            removed = int((~solved.keep).sum())
-            seconds = time.perf_counter() - started
-            solution.rows.append(
-                Row(layer.name, block.name, removed, matrix.numel(), 0, None, seconds)
-            )
-    if not solution.rows:
-        raise PlanError("no layer of the model was pruned: ignore= matches all of its blocks")
-    return solution
-
-
-def _calibration(model: nn.Module, data: Iterable[Any] | None) -> Iterable[Any]:
+def calibration(model: nn.Module, data: Iterable[Any] | None) -> Iterable[Any]:
     """The batches, refused where the model cannot take them."""
     if data is None or isinstance(data, str | bytes | Tensor) or not isinstance(data, Iterable):
         raise DataError(
@@ -312,7 +337,7 @@ def _calibration(model: nn.Module, data: Iterable[Any] | None) -> Iterable[Any]:
         )
 
 
-def _tensors(value: Any, where: str = "") -> dict[str, Tensor]:
+def tensors_of(value: Any, where: str = "") -> dict[str, Tensor]:
     """Every tensor of nested batches, by its place."""
     if isinstance(value, Tensor):
         return {where: value}
@@ -321,4 +346,4 @@ def _tensors(value: Any, where: str = "") -> dict[str, Tensor]:
         pairs = value.items()
     elif isinstance(value, list | tuple):
         pairs = enumerate(value)
-    return {n: t for k, v in pairs for n, t in _tensors(v, f"{where}.{k}").items()}
+    return {n: t for k, v in pairs for n, t in tensors_of(v, f"{where}.{k}").items()}

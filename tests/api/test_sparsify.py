@@ -202,3 +202,19 @@ def test_bad_arguments_are_named() -> None:
     other = MaskSet({"model.layers.0.mlp.up_proj.weight": torch.ones(2, 2).bool()})
     with pytest.raises(PlanError, match="another model"):
         sec.sparsify(llama(), "wanda", data=batches(), masks=other, progress=False)
+
+
+def test_an_error_says_that_the_users_own_model_is_half_pruned() -> None:
+    """A model that breaks behind its first block; a copy is pruned unless it is asked for."""
+    for inplace in (True, False):
+        model, before = llama(), llama()
+        for net in (model, before):
+            net.get_parameter("model.layers.1.mlp.down_proj.weight").data.fill_(torch.inf)
+        with pytest.raises(DataError, match="NaN or infinite") as caught:
+            sec.sparsify(
+                model, "wanda", amount=0.5, data=batches(), progress=False, inplace=inplace
+            )
+        changed = [n for n, p in model.named_parameters() if not p.equal(before.get_parameter(n))]
+        said = "".join(getattr(caught.value, "__notes__", []))
+        assert len(changed) == 14 * inplace
+        assert (f"{len(changed)} tensors of the model are pruned already" in said) == inplace
