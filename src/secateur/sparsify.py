@@ -148,6 +148,10 @@ def sparsify(
     what they see behind the blocks that are pruned already. What lies outside of the blocks
     (embeddings, head) stays dense, and so do biases and norms.
 
+    Several processes, as ``torchrun`` starts them, share the work if ``torch.distributed`` is
+    initialized and all make this call: each runs its part of the batches and solves its part of the
+    rows or layers, and all have the same result.
+
     Args:
         model: Any module whose blocks repeat, as every transformer's do; else layer by layer.
         method: Name, (name, options) or ``Method`` with a layer solver.

@@ -19,6 +19,7 @@ from secateur.engine.checkpoint import digest, replacing
 from secateur.engine.finished import Finished
 from secateur.engine.layerwise import solve_blocks
 from secateur.engine.masks import FORMAT, MaskSet
+from secateur.engine.parallel import agreed, place
 from secateur.engine.sequential import Propagate
 from secateur.engine.shards import INDEX, Shards, copy_files, join, open_shards, read_metadata
 from secateur.engine.streamed import Streamed
@@ -77,7 +78,8 @@ def sparsify_folder(
     copy of the source: the same files, tensors, types and places, with pruned weights, and beside
     them ``masks.safetensors`` and ``sparsity.json``. The source is only read. A run that was killed
     goes on when the same call is made again, and gives the same bits: until the result is whole, it
-    is in a hidden folder beside ``out``.
+    is in a hidden folder beside ``out``. Under ``torchrun``, as ``sparsify``, with one folder that
+    all processes see.
 
     Args:
         source: Folder with ``config.json`` and safetensors files of a model of transformers.
@@ -122,7 +124,10 @@ def sparsify_folder(
     }
     job = replace(job, identity={**job.identity, **given})
     unfinished = out.with_name(f".{out.name}.unfinished")
-    copy = _copy(shards, unfinished)
+    with agreed():
+        if place()[0] == 0:
+            _copy(shards, unfinished)
+    copy = open_shards(unfinished)
     streamed = Streamed(model, shards, copy, names)
     blocks = find_blocks(model)
     if job.solver.data:
@@ -132,8 +137,10 @@ def sparsify_folder(
         checkpoint=unfinished / _PROGRESS, spill=unfinished if spill else None, progress=progress,
     )  # fmt: skip
     report = report_of(chosen, solution, model, began)
-    _finish(unfinished, report, len(blocks))
-    unfinished.replace(out)
+    with agreed():
+        if place()[0] == 0:
+            _finish(unfinished, report, len(blocks))
+            unfinished.replace(out)
     return SparsifiedFolder(out, report)
 
 
@@ -147,7 +154,7 @@ def _seen_blocks(
         return find_blocks(streamed.model, lambda: run(streamed.model, sample))
 
 
-def _copy(shards: Shards, target: Path) -> Shards:
+def _copy(shards: Shards, target: Path) -> None:
     """The source's files in the folder of the result, as far as they are not there yet."""
     ours = {*shards.files, INDEX}
     files = [
@@ -156,13 +163,11 @@ def _copy(shards: Shards, target: Path) -> Shards:
         if path.is_file() and (path.name in ours or not path.name.endswith(_OTHER_WEIGHTS))
     ]
     copy_files(files, target)
-    copied = open_shards(target)
-    if copied.digest != shards.digest:
+    if open_shards(target).digest != shards.digest:
         raise StoreError(
             f"{target} holds an unfinished run on another checkpoint: delete it, or choose another "
             "name for the result"
         )
-    return copied
 
 
 def _finish(folder: Path, report: SparsityReport, blocks: int) -> None:

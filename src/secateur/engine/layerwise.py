@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from secateur.engine.blocks import Block, find_blocks
-from secateur.engine.finished import Finished, Row, Solution
-from secateur.engine.gram import layer_error
+from secateur.engine.finished import Finished, Solution
+from secateur.engine.gather import Gathered
+from secateur.engine.parallel import add_up, agreed, own, place
 from secateur.engine.products import Layer
 from secateur.engine.sequential import Propagate, Step, walk
+from secateur.engine.solve import solve_layers
 from secateur.engine.statistics import Stats
 from secateur.engine.streamed import Streamed
 from secateur.engine.target import Solver, Target
 from secateur.errors import PlanError
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,7 @@ def solve_blocks(
     """
     folder = None if checkpoint is None else Path(checkpoint)
     finished = Finished(folder, job.identity, elsewhere=streamed is not None)
+    first = place()[0] == 0
     solution = finished.load(model)
     bar = Progress(
         TextColumn("{task.description}"),
@@ -98,7 +97,7 @@ def solve_blocks(
             spill = stack.enter_context(tempfile.TemporaryDirectory(dir=spill))
         for step in walk(
             model,
-            data if job.solver.data else (),
+            own(list(data)) if job.solver.data else (),
             propagate=propagate,
             blocks=blocks if job.solver.data or blocks is not None else find_blocks(model),
             residence=streamed,
@@ -108,9 +107,14 @@ def solve_blocks(
         ):
             bar.update(task, total=step.total, completed=step.number)
             done = _solve_block(step, job)
+            with agreed():
+                if streamed is not None and first:
+                    streamed.store(step.block)
+                if first:
+                    finished.block(step, done)
             if streamed is not None:
-                streamed.store(step.block)
-            finished.block(step, done)
+                streamed.reload(step.block)
+                done.keep.clear()
             solution.add(done)
     if not solution.rows:
         raise PlanError(
@@ -126,31 +130,42 @@ def _solve_block(step: Step, job: Job) -> Solution:
         return _solve_unseen(step, job)
     done = Solution()
     weights = {n: p for n, p in step.weights().items() if not job.ignored(n)}
-    gathered = step.gather(job.solver.needs, weights=weights)
+    gathered = _gather(step, job, weights)
     groups = gathered.groups()
-    for number, group in enumerate(groups):
+    # Processes that share the work share that of a whole block, unless the next layers wait for it.
+    together = groups if job.true_sequential else [[layer for g in groups for layer in g]]
+    for number, group in enumerate(together):
         if job.true_sequential and number:
-            only = {layer.name for layer in group}
-            gathered = step.gather(job.solver.needs, only, weights)
-        for layer in group:
-            if layer.name in gathered.leader:
-                weight, stats = weights[layer.parameter], gathered.stats(layer)
-                done.rows.append(_solve_layer(step, layer, weight, stats, job, done))
+            gathered = _gather(step, job, weights, {layer.name for layer in group})
+        there = [(x, gathered.stats(x)) for x in group if x.name in gathered.leader]
+        solve_layers(there, weights, job.solver, job.target, step.block.name, done)
     seen = {layer.name for group in groups for layer in group}
     for name, weight in weights.items():
         if name not in seen and not any(n.startswith(f"{name}[") for n in seen):
             done.notes.append(f"{name} multiplied nothing during calibration: kept as it was")
         elif name not in seen:
-            parts = sum(_size(layer) for g in groups for layer in g if layer.parameter == name)
+            parts = sum(prod(x.shape) for g in groups for x in g if x.parameter == name)
             if parts < weight.numel():
                 share = 1 - parts / weight.numel()
                 done.notes.append(f"{share:.0%} of {name} saw no token: kept as it was")
     return done
 
 
+def _gather(
+    step: Step, job: Job, weights: Mapping[str, Tensor], only: Collection[str] | None = None
+) -> Gathered:
+    """Statistics over the samples of all processes."""
+    with agreed():
+        gathered = step.gather(job.solver.needs, only, weights)
+    add_up(gathered)
+    return gathered
+
+
 def _solve_unseen(step: Step, job: Job) -> Solution:
     """Solve every matrix of linear layers and convolutions, which weights alone decide."""
     done = Solution()
+    layers: list[tuple[Layer, Stats]] = []
+    weights: dict[str, Tensor] = {}
     prefix = f"{step.block.name}." if step.block.name else ""
     for owner, module in step.module.named_modules():
         if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
@@ -160,43 +175,9 @@ def _solve_unseen(step: Step, job: Job) -> Solution:
             if p.dim() < 2 or job.ignored(name):
                 continue
             (rows, columns), (down, right) = p.flatten(1).shape, p.flatten(1).stride()
-            layer = Layer(name, name, (rows, columns), (down, right))
-            done.rows.append(_solve_layer(step, layer, p, Stats(name, tokens=0), job, done))
+            weights[name] = p
+            layers.append(
+                (Layer(name, name, (rows, columns), (down, right)), Stats(name, tokens=0))
+            )
+    solve_layers(layers, weights, job.solver, job.target, step.block.name, done)
     return done
-
-
-def _size(layer: Layer) -> int:
-    """Elements of a layer's matrix."""
-    return layer.shape[0] * layer.shape[1]
-
-
-def _solve_layer(
-    step: Step, layer: Layer, parameter: Tensor, stats: Stats, job: Job, done: Solution
-) -> Row:
-    began = time.perf_counter()
-    matrix = layer.of(parameter)
-    before = matrix.clone()
-    solved = job.solver(before, stats, job.target(layer))
-    matrix.copy_(solved.weight)
-    if layer.parameter not in done.keep:
-        done.keep[layer.parameter] = torch.ones_like(parameter, dtype=torch.bool)
-    layer.of(done.keep[layer.parameter]).copy_(solved.keep)
-    seconds = time.perf_counter() - began
-    error = None
-    if "gram" in stats:
-        whole = layer_error(before, stats.gram)
-        error = layer_error(matrix - before, stats.gram) / whole if whole > 0 else 0.0
-    if solved.note:
-        done.notes.append(solved.note)
-        log.warning("%s", solved.note)
-    removed = int((~solved.keep).sum())
-    return Row(
-        layer.name,
-        step.block.name,
-        removed,
-        matrix.numel(),
-        stats.tokens,
-        error,
-        seconds,
-        solved.note,
-    )

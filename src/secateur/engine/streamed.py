@@ -142,12 +142,8 @@ class Streamed:
                 stack.enter_context(other_forward(module, present(name)))
             yield
 
-    @torch.no_grad()
     def store(self, block: Block) -> None:
-        """Write the block's weights, as they are, to the copy; then have what was written.
-
-        So the blocks after it see rounding to the checkpoint's type, if the model computes in
-        another one.
+        """Write the block's weights, as they are, to the copy.
 
         Raises:
             StoreError: The weights cannot be written back into the checkpoint's own layout.
@@ -161,9 +157,18 @@ class Streamed:
                 f"{unknown[0]} is not in it. Load the model whole and use sparsify."
             )
         self.target.write({n: v.to(self.target.places[n].dtype) for n, v in stored.items()})
+
+    @torch.no_grad()
+    def reload(self, block: Block) -> None:
+        """Have the block's weights as they were written.
+
+        So the blocks after it see rounding to the checkpoint's type, if the model computes in
+        another one.
+        """
+        values = dict(self._own(block.name))
         written = self._load(self.target, lambda place: inside(place, block.name))
         for name, value in written.items():
-            if name in values:
+            if name in values and not values[name].is_meta:
                 values[name].copy_(value)
 
     def _own(self, name: str) -> Iterator[tuple[str, nn.Parameter]]:
