@@ -26,6 +26,7 @@ LAYERS = (
     ("result", "settled"),
     ("prune", "sparsify"),
     ("analyse", "integrations", "lottery"),
+    ("streaming",),
     ("public",),
     ("__init__",),
     ("cli",),

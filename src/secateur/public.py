@@ -16,6 +16,7 @@ from secateur.plan.verify import masked_model as masked
 from secateur.prune import prune
 from secateur.result import Result
 from secateur.sparsify import Sparsified, sparsify
+from secateur.streaming import SparsifiedFolder, sparsify_folder
 from secateur.training.attach import attach
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Result",
     "SecateurError",
     "Sparsified",
+    "SparsifiedFolder",
     "UnitClass",
     "Verification",
     "attach",
@@ -51,6 +53,7 @@ __all__ = [
     "scope",
     "sensitivity",
     "sparsify",
+    "sparsify_folder",
     "trace",
     "zoo",
 ]

@@ -2,12 +2,11 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from test_streaming import die_in
 from torch import nn
 from transformers import (
     GPT2Config,
@@ -19,6 +18,7 @@ from transformers import (
 )
 
 import secateur as sec
+from secateur.engine import layerwise
 from secateur.engine.masks import MaskSet
 from secateur.engine.target import Solved, Solver, Target, keep_best
 from secateur.errors import ConfigError, DataError, PlanError, StoreError
@@ -210,37 +210,23 @@ def test_what_is_saved_loads_without_secateur(tmp_path: Path) -> None:
         result.save(folder)
 
 
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {here!r})
-import test_sparsify as t, secateur as sec
-from secateur.engine import layerwise
-solve, count = layerwise._solve_block, 0
-def dying(step, job):
-    global count
-    if step.number == {block}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return solve(step, job)
-layerwise._solve_block = dying
-how = dict(amount=0.5, data=t.batches(), checkpoint={folder!r}, progress=False)
-sec.sparsify(t.llama(), "sparsegpt", **how)
-"""
-
-
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    folder = str(tmp_path / "checkpoint")
-    here, block = str(Path(__file__).parent), 1
-    code = KILLED.format(here=here, block=block, folder=folder)
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ}, timeout=300)
-    assert done.returncode == -signal.SIGKILL
-    from secateur.engine import layerwise
-
+    folder, block = str(tmp_path / "checkpoint"), 1
+    arguments = {"amount": 0.5, "data": batches(), "progress": False}
+    torch.set_num_threads(1)  # a forked process cannot use the threads of its parent
+    child = os.fork()
+    if not child:
+        die_in(layerwise, "_solve_block", block)
+        try:
+            sec.sparsify(llama(), "sparsegpt", checkpoint=folder, **arguments)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     solved = []
     solve = layerwise._solve_block
     monkeypatch.setattr(
         layerwise, "_solve_block", lambda step, job: solved.append(step.number) or solve(step, job)
     )
-    arguments = {"amount": 0.5, "data": batches(), "progress": False}
     resumed = sec.sparsify(llama(), "sparsegpt", checkpoint=folder, **arguments)
     assert solved == list(range(block, 3))
     whole = sec.sparsify(llama(), "sparsegpt", **arguments)
