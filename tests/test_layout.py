@@ -26,6 +26,7 @@ LAYERS = (
     ("result", "settled"),
     ("prune", "sparsify", "gate"),
     ("analyse", "integrations", "lottery"),
+    ("streaming",),
     ("public",),
     ("__init__",),
     ("cli",),

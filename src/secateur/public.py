@@ -17,6 +17,7 @@ from secateur.plan.verify import masked_model as masked
 from secateur.prune import prune
 from secateur.result import Result
 from secateur.sparsify import Sparsified, sparsify
+from secateur.streaming import SparsifiedFolder, sparsify_folder
 from secateur.training.attach import attach
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Result",
     "SecateurError",
     "Sparsified",
+    "SparsifiedFolder",
     "UnitClass",
     "Verification",
     "attach",
@@ -54,6 +56,7 @@ __all__ = [
     "scope",
     "sensitivity",
     "sparsify",
+    "sparsify_folder",
     "trace",
     "zoo",
 ]

@@ -10,29 +10,27 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from secateur.engine.checkpoint import digest
-from secateur.engine.dense import dense_energies, dense_norms, matrices
-from secateur.engine.layerwise import Job, Row, Solution, solve_blocks, whole_or_not_at_all
+from secateur.engine.finished import Row, Solution
+from secateur.engine.layerwise import Job, solve_blocks, whole_or_not_at_all
 from secateur.engine.masks import MaskSet
 from secateur.engine.products import Layer
 from secateur.engine.sequential import Propagate
-from secateur.engine.statistics import Stats
 from secateur.engine.target import Target, parse_pattern
-from secateur.errors import ConfigError, DataError, PlanError, StoreError
+from secateur.errors import ConfigError, DataError, StoreError
 from secateur.measure.calling import as_call
 from secateur.methods import registry
+from secateur.methods.shares import Share, shares
 from secateur.names import match_names, unknown
-from secateur.scope import amounts as layer_amounts
 
-# What docs/llm.md shows to come nearest to the dense model for its time.
+# What docs/llm.md compares with SparseGPT.
 _DEFAULT = ("admm", {"iterations": 10, "damping": 0.3})
-_SAMPLES = 4  # batches that gradients are taken of
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,10 @@ class SparsityReport:
     def overall(self) -> float:
         """Fraction removed of all parameters."""
         return self.removed / max(self.parameters, 1)
+
+    def json(self) -> str:
+        """All of it, as it is saved."""
+        return json.dumps({**asdict(self), "sparsity": self.sparsity}, indent=1)
 
     def __str__(self) -> str:
         lines = [
@@ -116,8 +118,7 @@ class Sparsified:
             else:
                 save_model(self.model, str(unfinished / "model.safetensors"))
             self.masks.save(unfinished / "masks.safetensors")
-            text = json.dumps({**asdict(self.report), "sparsity": self.report.sparsity}, indent=1)
-            (unfinished / "sparsity.json").write_text(text, encoding="utf-8")
+            (unfinished / "sparsity.json").write_text(self.report.json(), encoding="utf-8")
             unfinished.replace(folder)
         except OSError as error:
             raise StoreError(
@@ -152,6 +153,10 @@ def sparsify(
     The model is walked through block by block: the layers of a block are solved with statistics of
     what they see behind the blocks that are pruned already. What lies outside of the blocks
     (embeddings, head) stays dense, and so do biases and norms.
+
+    Several processes, as ``torchrun`` starts them, share the work if ``torch.distributed`` is
+    initialized and all make this call: each runs its part of the batches and solves its part of the
+    rows or layers, and all have the same result.
 
     Args:
         model: Any module whose blocks repeat, as every transformer's do; else layer by layer.
@@ -189,10 +194,62 @@ def sparsify(
         0.5
     """
     began = time.perf_counter()
-    divided_evenly = method is not None or pattern is not None or masks is not None
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"sparsify takes a module, got {type(model).__name__}: a checkpoint on disk is for "
+            "sparsify_folder(source, out, ...)"
+        )
+    if masks is not None:
+        MaskSet(masks).check(model)
+    _require_finite(model)
     if scope is None:
-        scope = "uniform" if divided_evenly else "fisher"
+        even = method is not None or pattern is not None or masks is not None
+        scope = "uniform" if even else "fisher"
     chosen = registry.find(_DEFAULT if method is None else method, amount, **options)
+    samples: list[Any] = []
+    if data is not None or (chosen.solver is not None and chosen.solver.data):
+        samples = list(calibration(model, data))
+    divisible = None if pattern is not None else 0.5 if chosen.amount is None else chosen.amount
+    divided = shares(model, scope, divisible, samples, left_alone_by(model, ignore))
+    chosen, job = job_of(
+        model, chosen, amount=amount, pattern=pattern, masks=masks, amounts=amounts, ignore=ignore,
+        propagate=propagate, true_sequential=true_sequential, divided=divided,
+    )  # fmt: skip
+    made = model if inplace else copy.deepcopy(model)
+    given = {
+        "data": digest(tensors_of(samples)),
+        "weights": digest(dict(made.named_parameters())) if checkpoint is not None else "",
+    }
+    with whole_or_not_at_all(made, checkpoint) if inplace else nullcontext():
+        solution = solve_blocks(
+            made, samples, replace(job, identity={**job.identity, **given}), propagate=propagate,
+            checkpoint=checkpoint, spill=spill, progress=progress,
+        )  # fmt: skip
+    return Sparsified(made, MaskSet(solution.keep), report_of(chosen, solution, made, began))
+
+
+def job_of(
+    model: nn.Module,
+    method: Any,
+    *,
+    amount: float | None,
+    pattern: str | tuple[int, int] | None,
+    masks: Mapping[str, Tensor] | None,
+    amounts: Mapping[str, float] | None,
+    ignore: Iterable[str],
+    propagate: Propagate,
+    true_sequential: bool,
+    divided: Mapping[str, Share] = MappingProxyType({}),
+    **options: Any,
+) -> tuple[registry.Method, Job]:
+    """What is to be done to which layer; see ``sparsify`` for the arguments.
+
+    ``divided`` are the shares of layers in the amount, where they differ.
+
+    Raises:
+        ConfigError: An unknown name, or a value out of range.
+    """
+    chosen = registry.find(method, amount, **options)
     if chosen.solver is None:
         raise ConfigError(
             f"method {chosen.name} has no solver for one layer: sparsify takes "
@@ -205,69 +262,66 @@ def sparsify(
     if parsed is not None and amount is not None and abs(amount - parsed[0] / parsed[1]) > 1e-9:
         raise ConfigError(f"amount={amount} contradicts pattern={pattern!r}: leave one out")
     names = [n for n, _ in model.named_parameters()] + [n for n, _ in model.named_modules() if n]
-    ignored = _matched(ignore, names)
     own = {n: v for glob, v in (amounts or {}).items() for n in _matched([glob], names)}
     for name, value in own.items():
         if not 0 <= value <= 1:
             raise ConfigError(f"the amount of {name} is {value}: give a fraction in [0, 1]")
-    if masks is not None:
-        MaskSet(masks).check(model)
 
     def target(layer: Layer) -> Target:
         module = layer.parameter.rpartition(".")[0]
-        divided = shares.get(layer.name, chosen.amount)
-        part = own.get(layer.parameter, own.get(module, divided))
+        share = divided.get(layer.name, Share(0.5 if chosen.amount is None else chosen.amount))
+        part = own.get(layer.parameter, own.get(module, share.amount))
         if masks is not None and layer.parameter in masks:
             return Target(keep=layer.of(masks[layer.parameter].contiguous()))
-        return Target(0.5 if part is None else part, parsed, rows=rows.get(layer.name))
+        return Target(part, parsed, rows=share.rows)
+
+    identity = {
+        "method": repr((chosen.name, sorted(solver.options.items()))),
+        "target": repr((chosen.amount, parsed, sorted(own.items()), sorted(ignore))),
+        "divided": repr(sorted((name, share.amount) for name, share in divided.items())),
+        "walk": repr((propagate, true_sequential)),
+        "masks": digest(masks) if masks is not None else "",
+    }
+    return chosen, Job(solver, target, left_alone_by(model, ignore), true_sequential, identity)
+
+
+def report_of(
+    method: registry.Method, solution: Solution, model: nn.Module, began: float
+) -> SparsityReport:
+    """What was done since ``began``, by ``time.perf_counter``."""
+    return SparsityReport(
+        method.name,
+        tuple(solution.rows),
+        tuple(solution.notes),
+        sum(p.numel() for p in model.parameters()),
+        time.perf_counter() - began,
+    )
+
+
+def left_alone_by(model: nn.Module, ignore: Iterable[str]) -> Callable[[str], bool]:
+    """Whether a parameter, or a module that it is in, matches one of the globs.
+
+    Raises:
+        ConfigError: A glob that matches nothing.
+    """
+    names = [n for n, _ in model.named_parameters()] + [n for n, _ in model.named_modules() if n]
+    ignored = _matched(ignore, names)
 
     def left_alone(parameter: str) -> bool:
         parts = parameter.split(".")
         return any(".".join(parts[:i]) in ignored for i in range(1, len(parts) + 1))
 
-    _require_finite(model)
-    made = model if inplace else copy.deepcopy(model)
-    samples = list(_calibration(model, data)) if solver.data or data is not None else []
-    name, settings = (scope, {}) if isinstance(scope, str) else scope
-    divider = layer_amounts.find(name)
-    layers: list[layer_amounts.Weighed] = []
-    shares: dict[str, float] = {}
-    if name != "uniform":
-        if parsed is not None:
-            raise ConfigError(f"a pattern leaves scope={name!r} nothing to divide: leave one out")
-        if divider.inputs and not samples:
-            raise DataError(f"scope {name} needs calibration data: give data=")
-        layers = _weighed(made, samples if divider.inputs else [], left_alone, divider.gradients)
-        share = 0.5 if chosen.amount is None else chosen.amount
-        shares = layer_amounts.divide(name, layers, share, settings)
-    rows = {layer.name: layer.output_gradient for layer in layers}
-    identity = {
-        "method": repr((chosen.name, sorted(solver.options.items()))),
-        "target": repr(
-            (chosen.amount, parsed, sorted(own.items()), sorted(shares.items()), sorted(ignored))
-        ),
-        "walk": repr((propagate, true_sequential)),
-        "masks": digest(masks) if masks is not None else "",
-        "data": digest(_tensors(samples)),
-        "weights": digest(dict(made.named_parameters())) if checkpoint is not None else "",
-    }
-    job = Job(solver, target, left_alone, true_sequential, identity)
-    with whole_or_not_at_all(made, checkpoint) if inplace else nullcontext():
-        if solver.data:
-            solution = solve_blocks(
-                made, samples, job, propagate=propagate, checkpoint=checkpoint, spill=spill,
-                progress=progress,
-            )  # fmt: skip
-        else:
-            solution = _without_data(made, job)
-    report = SparsityReport(
-        chosen.name,
-        tuple(solution.rows),
-        tuple(solution.notes),
-        sum(p.numel() for p in made.parameters()),
-        time.perf_counter() - began,
-    )
-    return Sparsified(made, MaskSet(solution.keep), report)
+    return left_alone
+
+
+def _require_finite(model: nn.Module) -> None:
+    """Refuse weights that no score can order."""
+    for name, p in model.named_parameters():
+        if p.device.type != "meta" and p.is_floating_point() and not bool(p.isfinite().all()):
+            raise DataError(
+                f"{name} holds NaN or infinite weights, which no method can rank: load the model "
+                "again, or look at how it was trained or converted"
+            )
 
 
 def _solvers() -> list[str]:
@@ -283,60 +337,7 @@ def _matched(globs: Iterable[str], names: list[str]) -> set[str]:
     return found
 
 
-def _require_finite(model: nn.Module) -> None:
-    """Refuse weights that no score can order."""
-    for name, p in model.named_parameters():
-        if p.device.type != "meta" and p.is_floating_point() and not bool(p.isfinite().all()):
-            raise DataError(
-                f"{name} holds NaN or infinite weights, which no method can rank: load the model "
-                "again, or look at how it was trained or converted"
-            )
-
-
-def _weighed(
-    model: nn.Module, samples: list[Any], ignored: Callable[[str], bool], gradients: bool
-) -> list[layer_amounts.Weighed]:
-    """The layers that will be pruned, with what they meet where there are samples."""
-    weighed = layer_amounts.Weighed
-    if not samples:
-        return [weighed(x.name, block, matrix) for x, block, matrix in matrices(model, ignored)]
-    if gradients:  # a few samples say which outputs matter
-        try:
-            energies = dense_energies(model, samples[:_SAMPLES], ignored)
-        except DataError as error:
-            raise DataError(f'{error} Or give scope="uniform", which needs no loss.') from error
-        return [
-            weighed(
-                e.layer.name, e.block, e.layer.of(model.get_parameter(e.layer.parameter)),
-                e.inputs.sqrt(), e.gradients.sqrt(),
-            )
-            for e in energies
-        ]  # fmt: skip
-    return [
-        weighed(layer.name, block, layer.of(model.get_parameter(layer.parameter)), norm)
-        for layer, block, norm in dense_norms(model, samples, ignored)
-    ]
-
-
-@torch.no_grad()
-def _without_data(model: nn.Module, job: Job) -> Solution:
-    """Solve every matrix of the blocks, which weights alone decide."""
-    solution = Solution()
-    for layer, block, matrix in matrices(model, job.ignored):
-        started = time.perf_counter()
-        solved = job.solver(matrix, Stats(layer.name), job.target(layer))
-        matrix.copy_(solved.weight)
-        shape = model.get_parameter(layer.parameter).shape
-        solution.keep[layer.parameter] = solved.keep.view(shape)
-        removed = int((~solved.keep).sum())
-        seconds = time.perf_counter() - started
-        solution.rows.append(Row(layer.name, block, removed, matrix.numel(), 0, None, seconds))
-    if not solution.rows:
-        raise PlanError("no layer of the model was pruned: ignore= matches all of its blocks")
-    return solution
-
-
-def _calibration(model: nn.Module, data: Iterable[Any] | None) -> Iterable[Any]:
+def calibration(model: nn.Module, data: Iterable[Any] | None) -> Iterable[Any]:
     """The batches, refused where the model cannot take them."""
     if data is None or isinstance(data, str | bytes | Tensor) or not isinstance(data, Iterable):
         raise DataError(
@@ -371,7 +372,7 @@ def _calibration(model: nn.Module, data: Iterable[Any] | None) -> Iterable[Any]:
         )
 
 
-def _tensors(value: Any, where: str = "") -> dict[str, Tensor]:
+def tensors_of(value: Any, where: str = "") -> dict[str, Tensor]:
     """Every tensor of nested batches, by its place."""
     if isinstance(value, Tensor):
         return {where: value}
@@ -380,4 +381,4 @@ def _tensors(value: Any, where: str = "") -> dict[str, Tensor]:
         pairs = value.items()
     elif isinstance(value, list | tuple):
         pairs = enumerate(value)
-    return {n: t for k, v in pairs for n, t in _tensors(v, f"{where}.{k}").items()}
+    return {n: t for k, v in pairs for n, t in tensors_of(v, f"{where}.{k}").items()}

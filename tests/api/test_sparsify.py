@@ -2,16 +2,23 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from test_streaming import die_in
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 import secateur as sec
+from secateur.engine import layerwise
 from secateur.engine.masks import MaskSet
 from secateur.engine.target import Solved, Solver, Target, keep_best
 from secateur.errors import ConfigError, DataError, PlanError, StoreError
@@ -72,6 +79,19 @@ def test_without_a_method_layers_lose_what_the_loss_feels_least() -> None:
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     with pytest.raises(DataError, match="scope="):
         sec.sparsify(net, amount=0.5, data=[torch.randn(4, 8)], progress=False)
+
+
+def test_the_default_knows_layers_by_their_products_and_not_by_their_class() -> None:
+    torch.manual_seed(0)
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 100, "n_positions": 64}
+    model = GPT2LMHeadModel(GPT2Config(**shape))  # its weights are (inputs, outputs)
+    result = sec.sparsify(model, amount=0.5, data=batches(), progress=False)
+    assert result.report.sparsity == pytest.approx(0.5, abs=1e-3)
+    assert len({row.removed / row.total for row in result.report.rows}) > 3
+    torch.manual_seed(0)
+    experts = MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4))
+    result = sec.sparsify(experts, amount=0.5, data=batches(), progress=False)
+    assert result.report.sparsity == pytest.approx(0.5, abs=1e-3)
 
 
 def test_updates_make_up_for_what_the_same_mask_loses() -> None:
@@ -190,37 +210,23 @@ def test_what_is_saved_loads_without_secateur(tmp_path: Path) -> None:
         result.save(folder)
 
 
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {here!r})
-import test_sparsify as t, secateur as sec
-from secateur.engine import layerwise
-solve, count = layerwise._solve_block, 0
-def dying(step, job):
-    global count
-    if step.number == {block}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return solve(step, job)
-layerwise._solve_block = dying
-how = dict(amount=0.5, data=t.batches(), checkpoint={folder!r}, progress=False)
-sec.sparsify(t.llama(), "sparsegpt", **how)
-"""
-
-
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    folder = str(tmp_path / "checkpoint")
-    here, block = str(Path(__file__).parent), 1
-    code = KILLED.format(here=here, block=block, folder=folder)
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ}, timeout=300)
-    assert done.returncode == -signal.SIGKILL
-    from secateur.engine import layerwise
-
+    folder, block = str(tmp_path / "checkpoint"), 1
+    arguments = {"amount": 0.5, "data": batches(), "progress": False}
+    torch.set_num_threads(1)  # a forked process cannot use the threads of its parent
+    child = os.fork()
+    if not child:
+        die_in(layerwise, "_solve_block", block)
+        try:
+            sec.sparsify(llama(), "sparsegpt", checkpoint=folder, **arguments)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     solved = []
     solve = layerwise._solve_block
     monkeypatch.setattr(
         layerwise, "_solve_block", lambda step, job: solved.append(step.number) or solve(step, job)
     )
-    arguments = {"amount": 0.5, "data": batches(), "progress": False}
     resumed = sec.sparsify(llama(), "sparsegpt", checkpoint=folder, **arguments)
     assert solved == list(range(block, 3))
     whole = sec.sparsify(llama(), "sparsegpt", **arguments)

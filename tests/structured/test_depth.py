@@ -245,7 +245,11 @@ def test_lists_of_the_config_lose_the_entries_of_what_is_gone() -> None:
                          num_attention_heads=4, num_key_value_heads=2, layer_types=kinds,
                          use_sliding_window=True, sliding_window=4, max_window_layers=1,
                          pad_token_id=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
-    small = drop(Qwen2ForCausalLM(config), layer_gaps(0))
+    model = Qwen2ForCausalLM(config)
+    with pytest.raises(PlanError, match="cache in different ways"):
+        depth_of(model, batches(1), parts=True)
+    assert len(depth_of(model, batches(1), parts=True, ignore=["*.self_attn"]).candidates) == 3
+    small = drop(model, layer_gaps(0))
     assert small.config.layer_types == kinds[1:]
     assert small.config.num_hidden_layers == 2
     assert [layer.self_attn.layer_idx for layer in small.model.layers] == [0, 1]

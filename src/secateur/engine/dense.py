@@ -39,14 +39,7 @@ def dense_norms(
     device = device_of(model)
     batches = [to_device(batch, device) for batch in samples]
     with evaluating(model), unfused():
-        blocks = find_blocks(model, lambda: run(model, batches[0]))
-        owner: dict[str, str] = {}
-        weights: dict[str, Tensor] = {}
-        for block in blocks:
-            for name, p in block_weights(model.get_submodule(block.name), block).items():
-                if not ignored(name):
-                    weights[name], owner[name] = p, block.name
-        gathered = Gathered(weights)
+        gathered, owner = _watched(model, batches[0], ignored)
         for batch in batches:
             with gathered.watching(token_masks(batch)):
                 run(model, batch)
@@ -55,6 +48,19 @@ def dense_norms(
         for group in gathered.groups()
         for layer in group
     ]
+
+
+def _watched(
+    model: nn.Module, batch: Any, ignored: Callable[[str], bool]
+) -> tuple[Gathered, dict[str, str]]:
+    """Sums for the weights of all blocks, and the block of each weight."""
+    owner: dict[str, str] = {}
+    weights: dict[str, Tensor] = {}
+    for block in find_blocks(model, lambda: run(model, batch)):
+        for name, p in block_weights(model.get_submodule(block.name), block).items():
+            if not ignored(name):
+                weights[name], owner[name] = p, block.name
+    return Gathered(weights), owner
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,9 @@ def dense_energies(
 ) -> list[Energies]:
     """One forward and one backward a sample; gradients of activations only, none of weights.
 
+    Layers are those whose module has no other and gives ``(..., outputs)``; experts that are
+    stacked in one parameter and convolutions are left out.
+
     Args:
         model: Stays as it is.
         samples: Batches with a target or labels; ``input_ids`` alone are their own labels.
@@ -92,22 +101,23 @@ def dense_energies(
         >>> one.inputs, one.gradients  # d/dy of the mean of (y - t)^2 is 2 (y - t) / 3
         (tensor([1., 1.]), tensor([4.]))
     """
-    found = {layer.name: (layer, block) for layer, block, _ in matrices(model, ignored)}
-    sums: dict[str, list[Any]] = {name: [0, 0.0, 0.0] for name in found}
     device = device_of(model)
+    batches = [_labelled(model, to_device(batch, device)) for batch in samples]
+    sums: dict[str, list[Any]] = {}
 
     def watch(name: str) -> Callable[..., Tensor | None]:
-        def forward(_: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        def forward(_: nn.Module, __: Any, output: Any) -> Tensor | None:
+            if not isinstance(output, Tensor):
+                return None
             if not output.requires_grad:  # nothing before it is differentiable
                 output = output.requires_grad_().clone()
-            x = args[0].detach().flatten(0, -2).float()
-            sums[name][0] += len(x)
-            sums[name][1] = sums[name][1] + x.square().sum(0)
             output.register_hook(backward)
             return output
 
         def backward(gradient: Tensor) -> None:
-            sums[name][2] = sums[name][2] + gradient.flatten(0, -2).float().square().sum(0)
+            flat = gradient.float().flatten(0, -2)
+            count, sum_ = sums.get(name, (0, 0.0))
+            sums[name] = [count + len(flat), sum_ + flat.square().sum(0)]
 
         return forward
 
@@ -115,22 +125,27 @@ def dense_energies(
         stack.enter_context(evaluating(model))
         stack.enter_context(unfused())
         stack.enter_context(_frozen(model))
-        stack.enter_context(torch.enable_grad())
-        for name in found:
+        gathered, owner = _watched(model, batches[0], ignored)
+        for name in owner:
             module = model.get_submodule(name.rpartition(".")[0])
-            if isinstance(module, nn.Linear):
-                handle = module.register_forward_hook(watch(name))
-                stack.callback(handle.remove)
-        for batch in samples:
-            given = _labelled(model, to_device(batch, device))
-            loss = task_loss(run(model, given), given)
+            if sum(p.dim() > 1 for p in module.parameters()) == 1:
+                stack.callback(module.register_forward_hook(watch(name)).remove)
+        stack.enter_context(torch.enable_grad())
+        for batch in batches:
+            with gathered.watching(token_masks(batch)):
+                loss = task_loss(run(model, batch), batch)
             if not bool(loss.isfinite()):
-                raise DataError(f"the loss is {float(loss)} on a calibration batch")
+                raise DataError(
+                    f"the loss is {float(loss)} on a calibration batch: look for NaN in the "
+                    "inputs or the weights"
+                )
             loss.backward()
     return [
-        Energies(*found[name], squares / n, gradients / n)
-        for name, (n, squares, gradients) in sums.items()
-        if n and isinstance(gradients, Tensor)
+        Energies(layer, owner[layer.parameter], gathered.stats(layer).input_norm.square(), g / n)
+        for group in gathered.groups()
+        for layer in group
+        for n, g in [sums.get(layer.name, (0, None))]
+        if g is not None and g.shape == (layer.shape[0],)
     ]
 
 

@@ -2,74 +2,29 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from secateur.engine.blocks import find_blocks
-from secateur.engine.checkpoint import load_state, save_state
+from secateur.engine.blocks import Block, find_blocks
+from secateur.engine.finished import Finished, Solution
 from secateur.engine.gather import Gathered
-from secateur.engine.gram import aimed, layer_error
+from secateur.engine.parallel import add_up, agreed, own, place
 from secateur.engine.products import Layer
-from secateur.engine.sequential import (
-    Propagate,
-    Residence,
-    Step,
-    block_weights,
-    state,
-    walk,
-)
+from secateur.engine.sequential import Propagate, Step, block_weights, walk
+from secateur.engine.solve import solve_layers
+from secateur.engine.statistics import Stats
+from secateur.engine.streamed import Streamed
 from secateur.engine.target import Solver, Target
-from secateur.errors import DataError, StoreError
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Row:
-    """What was done to one layer.
-
-    Attributes:
-        layer, block: Names.
-        removed, total: Weights.
-        tokens: How many tokens its statistics are of.
-        error: Squared error of its output relative to the output that was aimed at, where the Gram
-            matrix is known.
-        seconds: Of the solver.
-        note: What the solver wants to be known.
-    """
-
-    layer: str
-    block: str
-    removed: int
-    total: int
-    tokens: int
-    error: float | None
-    seconds: float
-    note: str = ""
-
-
-@dataclass
-class Solution:
-    """Masks (True = stays) by parameter, and one row a layer."""
-
-    keep: dict[str, Tensor] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def add(self, other: Solution) -> None:
-        self.keep.update(other.keep)
-        self.rows += other.rows
-        self.notes += other.notes
+from secateur.errors import PlanError
 
 
 @dataclass(frozen=True)
@@ -97,8 +52,8 @@ def solve_blocks(
     job: Job,
     *,
     propagate: Propagate = "pruned",
-    blocks: Any = None,
-    residence: Residence | None = None,
+    blocks: Sequence[Block] | None = None,
+    streamed: Streamed | None = None,
     spill: str | Path | None = None,
     checkpoint: str | Path | None = None,
     progress: bool = True,
@@ -107,19 +62,25 @@ def solve_blocks(
 
     Args:
         model: Changed in place.
-        data: Calibration batches.
+        data: Calibration batches; not looked at by a solver that needs none.
         job: Solver and targets.
-        propagate, blocks, residence, spill: See ``sequential.walk``.
+        propagate, blocks: See ``sequential.walk``.
+        streamed: Where the weights are read and written, if the model has none; the masks are then
+            only in the checkpoint, which is needed.
+        spill: Folder for activations that do not fit into memory; with a checkpoint they are there.
         checkpoint: Folder for finished blocks; if it holds a run of the same job, that is resumed,
             and the result is bit for bit that of a run that was not interrupted.
         progress: Show a bar on standard error.
 
     Raises:
         DataError: No layer was reached, or statistics are not finite.
+        PlanError: No layer is left to prune.
         StoreError: The checkpoint is of another job, damaged, or cannot be written.
     """
-    saved = _Saved(None if checkpoint is None else Path(checkpoint), dict(job.identity))
-    solution = saved.load(model)
+    folder = None if checkpoint is None else Path(checkpoint)
+    finished = Finished(folder, job.identity, elsewhere=streamed is not None)
+    first = place()[0] == 0
+    solution = finished.load(model)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -129,24 +90,34 @@ def solve_blocks(
         disable=not progress,
         transient=True,
     )
-    with bar:
+    with bar, ExitStack() as stack:
         task = bar.add_task("pruning blocks", total=None)
+        if spill is not None and folder is None:
+            Path(spill).mkdir(parents=True, exist_ok=True)
+            spill = stack.enter_context(tempfile.TemporaryDirectory(dir=spill))
         for step in walk(
             model,
-            data,
+            own(list(data)) if job.solver.data else (),
             propagate=propagate,
-            blocks=blocks,
-            residence=residence,
-            spill=spill,
-            resume=saved.walk,
+            blocks=blocks if job.solver.data or blocks is not None else find_blocks(model),
+            residence=streamed,
+            spill=spill if folder is None or spill is None else finished.activations,
+            resume=finished.walk,
+            commit=finished.commit,
         ):
-            saved.begin(step)
             bar.update(task, total=step.total, completed=step.number)
             done = _solve_block(step, job)
+            with agreed():
+                if streamed is not None and first:
+                    streamed.store(step.block)
+                if first:
+                    finished.block(step, done)
+            if streamed is not None:
+                streamed.reload(step.block)
+                done.keep.clear()
             solution.add(done)
-            saved.finish(step, done)
     if not solution.rows:
-        raise DataError(
+        raise PlanError(
             "no layer of the model was pruned: its blocks multiply no activations with a weight, "
             "or ignore= matches all of them"
         )
@@ -176,117 +147,58 @@ def whole_or_not_at_all(model: nn.Module, checkpoint: str | Path | None) -> Iter
 
 def _solve_block(step: Step, job: Job) -> Solution:
     """Solve the layers of one block in place, in the order of the calls."""
+    if not job.solver.data:
+        return _solve_unseen(step, job)
     done = Solution()
     weights = {n: p for n, p in step.weights().items() if not job.ignored(n)}
-    gathered = step.gather(job.solver.needs, weights=weights)
+    gathered = _gather(step, job, weights)
     groups = gathered.groups()
-    for number, group in enumerate(groups):
+    # Processes that share the work share that of a whole block, unless the next layers wait for it.
+    together = groups if job.true_sequential else [[layer for g in groups for layer in g]]
+    for number, group in enumerate(together):
         if job.true_sequential and number:
-            only = {layer.name for layer in group}
-            gathered = step.gather(job.solver.needs, only, weights)
-        for layer in group:
-            if layer.name in gathered.leader:
-                done.rows.append(
-                    _solve_layer(step, layer, weights[layer.parameter], gathered, job, done)
-                )
+            gathered = _gather(step, job, weights, {layer.name for layer in group})
+        there = [(x, gathered.stats(x)) for x in group if x.name in gathered.leader]
+        solve_layers(there, weights, job.solver, job.target, step.block.name, done)
     seen = {layer.name for group in groups for layer in group}
     for name, weight in weights.items():
         if name not in seen and not any(n.startswith(f"{name}[") for n in seen):
             done.notes.append(f"{name} multiplied nothing during calibration: kept as it was")
         elif name not in seen:
-            parts = sum(_size(layer) for g in groups for layer in g if layer.parameter == name)
+            parts = sum(prod(x.shape) for g in groups for x in g if x.parameter == name)
             if parts < weight.numel():
                 share = 1 - parts / weight.numel()
                 done.notes.append(f"{share:.0%} of {name} saw no token: kept as it was")
     return done
 
 
-def _size(layer: Layer) -> int:
-    """Elements of a layer's matrix."""
-    return layer.shape[0] * layer.shape[1]
+def _gather(
+    step: Step, job: Job, weights: Mapping[str, Tensor], only: Collection[str] | None = None
+) -> Gathered:
+    """Statistics over the samples of all processes."""
+    with agreed():
+        gathered = step.gather(job.solver.needs, only, weights)
+    add_up(gathered)
+    return gathered
 
 
-def _solve_layer(
-    step: Step, layer: Layer, parameter: Tensor, gathered: Gathered, job: Job, done: Solution
-) -> Row:
-    began = time.perf_counter()
-    stats, matrix = gathered.stats(layer), layer.of(parameter)
-    before = aimed(matrix, stats) if "cross" in stats else matrix.clone()
-    solved = job.solver(before, stats, job.target(layer))
-    matrix.copy_(solved.weight)
-    if layer.parameter not in done.keep:
-        done.keep[layer.parameter] = torch.ones_like(parameter, dtype=torch.bool)
-    layer.of(done.keep[layer.parameter]).copy_(solved.keep)
-    seconds = time.perf_counter() - began
-    error = None
-    if "gram" in stats:
-        whole = layer_error(before, stats.gram)
-        error = layer_error(matrix - before, stats.gram) / whole if whole > 0 else 0.0
-    if solved.note:
-        done.notes.append(solved.note)
-        log.warning("%s", solved.note)
-    removed = int((~solved.keep).sum())
-    return Row(
-        layer.name,
-        step.block.name,
-        removed,
-        matrix.numel(),
-        stats.tokens,
-        error,
-        seconds,
-        solved.note,
-    )
-
-
-@dataclass
-class _Saved:
-    """Finished blocks in a folder, one file each, and the outputs of the last one."""
-
-    folder: Path | None
-    identity: dict[str, Any]
-    walk: dict[str, Any] | None = None
-
-    def load(self, model: nn.Module) -> Solution:
-        """Bring back what is finished, into the model too."""
-        solution = Solution()
-        if self.folder is None or not (self.folder / "walk.safetensors").exists():
-            return solution
-        saved = load_state(self.folder / "walk.safetensors")
-        if saved["identity"] != self.identity:
-            differ = [k for k, v in self.identity.items() if saved["identity"].get(k) != v]
-            raise StoreError(
-                f"{self.folder} holds another run ({', '.join(differ) or 'options'} differ): give "
-                "the arguments of that run, or another folder"
+def _solve_unseen(step: Step, job: Job) -> Solution:
+    """Solve every matrix of linear layers and convolutions, which weights alone decide."""
+    done = Solution()
+    layers: list[tuple[Layer, Stats]] = []
+    weights: dict[str, Tensor] = {}
+    prefix = f"{step.block.name}." if step.block.name else ""
+    for owner, module in step.module.named_modules():
+        if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+            continue
+        for leaf, p in module.named_parameters(recurse=False):
+            name = f"{prefix}{owner}.{leaf}" if owner else f"{prefix}{leaf}"
+            if p.dim() < 2 or job.ignored(name):
+                continue
+            (rows, columns), (down, right) = p.flatten(1).shape, p.flatten(1).stride()
+            weights[name] = p
+            layers.append(
+                (Layer(name, name, (rows, columns), (down, right)), Stats(name, tokens=0))
             )
-        parameters = dict(model.named_parameters())
-        for number in range(saved["walk"]["position"]):
-            block = load_state(self._file(number))
-            for name, value in block["weights"].items():
-                if parameters[name].device.type != "meta":
-                    parameters[name].data.copy_(value)
-            solution.add(Solution(block["keep"], [Row(**r) for r in block["rows"]], block["notes"]))
-        self.walk = saved["walk"]
-        return solution
-
-    def begin(self, step: Step) -> None:
-        """Note that all blocks before this one are finished."""
-        if self.folder is not None:
-            saved = {"identity": self.identity, "walk": state(step.walk)}
-            save_state(self.folder / "walk.safetensors", saved)
-
-    def finish(self, step: Step, done: Solution) -> None:
-        if self.folder is not None:
-            weights = step.weights()
-            save_state(
-                self._file(step.number),
-                {
-                    "weights": {n: weights[n] for n in done.keep},
-                    "keep": done.keep,
-                    "rows": [asdict(row) for row in done.rows],
-                    "notes": done.notes,
-                },
-            )
-
-    def _file(self, number: int) -> Path:
-        assert self.folder is not None
-        return self.folder / f"block-{number:04}.safetensors"
+    solve_layers(layers, weights, job.solver, job.target, step.block.name, done)
+    return done

@@ -8,13 +8,14 @@ finished block have to be kept.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -23,7 +24,7 @@ from secateur.engine.blocks import Block, find_blocks
 from secateur.engine.checkpoint import load_state, save_state
 from secateur.engine.gather import Gathered
 from secateur.errors import DataError
-from secateur.measure.calling import as_call, device_of, evaluating, to_device, unfused
+from secateur.measure.calling import as_call, evaluating, to_device, unfused
 
 Propagate = Literal["pruned", "dense", "both"]
 Residence = Callable[[Block], AbstractContextManager[None]]
@@ -35,10 +36,19 @@ class _ReachedError(Exception):
 
 @dataclass
 class Outputs:
-    """What blocks gave on each sample; in memory, or in files of a folder."""
+    """What blocks gave on each sample; in memory, or in files of a folder.
 
+    Attributes:
+        stream: Whose outputs; part of the names of the files.
+        folder: For the files; they outlive the process, so that another can go on.
+        values: By block and sample; None for what is in a file.
+        stale: Files that are of no more use.
+    """
+
+    stream: str
     folder: Path | None = None
     values: dict[tuple[str, int], Any] = field(default_factory=dict)
+    stale: list[Path] = field(default_factory=list)
 
     def __setitem__(self, key: tuple[str, int], value: Any) -> None:
         if self.folder is not None:
@@ -51,16 +61,30 @@ class Outputs:
             return load_state(self._file(key))["output"]
         return self.values[key]
 
+    def state(self) -> list[list[Any]]:
+        """Block, sample and value of each; None for what stays in its file."""
+        return [[*key, value] for key, value in self.values.items()]
+
+    def restore(self, entries: Iterable[Sequence[Any]]) -> None:
+        """Have again what ``state`` gave."""
+        self.values = {(block, sample): value for block, sample, value in entries}
+
     def drop(self, block: str) -> None:
-        """Forget a block's outputs."""
+        """Forget a block's outputs; their files go with ``sweep``."""
         for key in [key for key in self.values if key[0] == block]:
             del self.values[key]
             if self.folder is not None:
-                self._file(key).unlink(missing_ok=True)
+                self.stale.append(self._file(key))
+
+    def sweep(self) -> None:
+        """Delete the files of what was forgotten."""
+        for file in self.stale:
+            file.unlink(missing_ok=True)
+        self.stale.clear()
 
     def _file(self, key: tuple[str, int]) -> Path:
         assert self.folder is not None
-        return self.folder / f"{key[0] or 'model'}-{key[1]}.safetensors"
+        return self.folder / f"{self.stream}-{key[0] or 'model'}-{key[1]}.safetensors"
 
 
 def block_weights(module: nn.Module, block: Block) -> dict[str, nn.Parameter]:
@@ -204,14 +228,32 @@ class Walk:
         for sample in range(len(self.samples)):
             self.run(block, sample, stream, keep=True)
 
-    def finish(self, block: Block) -> None:
-        """Forget what only this block needed."""
+    def finish(self, block: Block, commit: Callable[[Walk], None] | None) -> None:
+        """Forget what only this block needed; files go when it is noted that they may."""
         before = self.blocks[: self.position]
         self.position += 1
-        for other in before:
-            if block.chain and other.chain == block.chain and not other.kept:
-                for outputs in self.outputs.values():
+        for outputs in self.outputs.values():
+            for other in before:
+                if block.chain and other.chain == block.chain and not other.kept:
                     outputs.drop(other.name)
+            if self.position == len(self.blocks):
+                for name in {name for name, _ in outputs.values}:
+                    outputs.drop(name)
+        if commit is not None:
+            commit(self)
+        for outputs in self.outputs.values():
+            outputs.sweep()
+
+    def state(self) -> dict[str, Any]:
+        """What is needed to go on after the blocks that are finished; files stay where they are."""
+        outputs = {stream: outputs.state() for stream, outputs in self.outputs.items()}
+        return {"position": self.position, "outputs": outputs}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on where ``state`` was taken."""
+        self.position = saved["position"]
+        for stream, entries in saved["outputs"].items():
+            self.outputs[stream].restore(entries)
 
 
 def walk(
@@ -223,6 +265,7 @@ def walk(
     residence: Residence | None = None,
     spill: str | Path | None = None,
     resume: Mapping[str, Any] | None = None,
+    commit: Callable[[Walk], None] | None = None,
 ) -> Iterator[Step]:
     """Yield the blocks one after another; what the caller does to a block, the next one sees.
 
@@ -233,9 +276,10 @@ def walk(
             ``dense``, those of the block as it was; ``both``, the changed ones, while the dense
             ones run along for ``cross`` statistics.
         blocks: The blocks; default: ``find_blocks``.
-        residence: Makes the weights of a block present for a while, as ``shards.Streamed`` does.
-        spill: A folder for outputs that do not fit into memory.
+        residence: Makes the weights of a block present for a while, as ``Streamed`` does.
+        spill: A folder of this walk's own, for outputs that do not fit into memory.
         resume: What ``state`` of an earlier walk gave; blocks before it are skipped.
+        commit: Called whenever a block is finished, so that ``state`` can be kept.
 
     Raises:
         DataError: The model does not run on a batch.
@@ -247,7 +291,7 @@ def walk(
         >>> bool((net(torch.ones(1, 2)) == net[1].bias).all())
         True
     """
-    device = device_of(model)
+    device = _home(model)
     samples = [to_device(batch, device) for batch in data]
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
@@ -256,16 +300,13 @@ def walk(
         if blocks is None:
             blocks = find_blocks(model, lambda: run(model, samples[0]))
         streams = {"pruned": ("pruned",), "dense": ("dense",), "both": ("pruned", "dense")}
-        outputs = {}
-        for stream in streams[propagate]:
-            folder = None
-            if spill is not None:
-                Path(spill).mkdir(parents=True, exist_ok=True)
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=spill)))
-            outputs[stream] = Outputs(folder)
+        outputs = {
+            stream: Outputs(stream, None if spill is None else Path(spill))
+            for stream in streams[propagate]
+        }
         here = Walk(model, blocks, samples, streams[propagate], outputs)
         if resume is not None:
-            restore(here, resume)
+            here.restore(resume)
         for number in range(here.position, len(blocks)):
             block = blocks[number]
             with residence(block) if residence is not None else nullcontext():
@@ -281,26 +322,13 @@ def walk(
                 here.before = {}
                 if "pruned" in here.streams and number + 1 < len(blocks):
                     here.propagate(block, "pruned")
-            here.finish(block)
+            here.finish(block, commit)
 
 
-def state(here: Walk) -> dict[str, Any]:
-    """What is needed to go on after the blocks that are finished."""
-    return {
-        "position": here.position,
-        "outputs": {
-            stream: [[block, sample, outputs[block, sample]] for block, sample in outputs.values]
-            for stream, outputs in here.outputs.items()
-        },
-    }
-
-
-def restore(here: Walk, saved: Mapping[str, Any]) -> None:
-    """Go on where ``state`` was taken."""
-    here.position = saved["position"]
-    for stream, entries in saved["outputs"].items():
-        for block, sample, value in entries:
-            here.outputs[stream][block, sample] = value
+def _home(model: nn.Module) -> torch.device:
+    """Where the model computes: weights that are not there yet say nothing about it."""
+    tensors = chain(model.parameters(), model.buffers())
+    return next((t.device for t in tensors if not t.is_meta), torch.device("cpu"))
 
 
 def token_masks(batch: Any) -> list[Tensor]:

@@ -29,6 +29,11 @@ class Target:
     keep: Tensor | None = None
     rows: Tensor | None = None
 
+    @property
+    def kind(self) -> str:
+        """Which of the three counts."""
+        return "keep" if self.keep is not None else "pattern" if self.pattern else "amount"
+
 
 @dataclass(frozen=True)
 class Solved:
@@ -45,6 +50,9 @@ class Solved:
     note: str = ""
 
 
+ROWWISE = frozenset({"amount", "pattern", "keep"})  # of solvers without anything across rows
+
+
 @dataclass(frozen=True)
 class Solver:
     """A pure function from one layer, its statistics and a target to the pruned layer.
@@ -53,12 +61,15 @@ class Solver:
         function: ``(weight, stats, target, **options) -> Solved``; weight ``(outputs, inputs)``.
         needs: ``gram`` and ``cross`` where norms and means of the inputs do not suffice.
         data: False if it looks at weights alone, so that no calibration is run.
+        rowwise: Kinds of target for which no row depends on another, so that processes can share
+            a layer; ``amount``, ``pattern``, ``keep``.
         options: Keyword arguments of the function.
     """
 
     function: Callable[..., Solved]
     needs: frozenset[str] = frozenset()
     data: bool = True
+    rowwise: frozenset[str] = frozenset()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, weight: Tensor, stats: Any, target: Target) -> Solved:

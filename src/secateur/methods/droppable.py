@@ -17,7 +17,7 @@ from secateur.errors import ConfigError, PlanError
 from secateur.measure.calling import device_of, evaluating, to_device
 from secateur.methods.depth import Depth
 from secateur.names import match_names, unknown
-from secateur.plan.gaps import Gap, first_of
+from secateur.plan.gaps import Gap, check_caches, first_of
 
 Said = dict[str, tuple[Tensor, Tensor, int]]  # module -> its input, its output, number of outputs
 
@@ -70,7 +70,9 @@ def depth_of(
         if not names:
             raise ConfigError("ignore: " + unknown("block or part", glob, [g.module for g in gaps]))
         stay.update(names)
-    return replace(here, candidates=tuple(g for g in gaps if g.module not in stay))
+    may = tuple(g for g in gaps if g.module not in stay)
+    check_caches(model, may)
+    return replace(here, candidates=may)
 
 
 def _watched(model: nn.Module, batch: Any) -> Said:
@@ -119,14 +121,14 @@ def _chain(model: nn.Module, found: Sequence[Block], said: Said) -> tuple[str, .
 
 
 def _parts(model: nn.Module, block: str, said: Said) -> list[str]:
-    """Direct parts of a block that multiply, and give a tensor of the block's shape."""
+    """Direct parts of a block that multiply, and take and give a tensor of the block's shape."""
     shape = said[block][1].shape
     return [
         f"{block}.{name}"
         for name, part in model.get_submodule(block).named_children()
         if any(p.dim() >= 2 for p in part.parameters())
         and f"{block}.{name}" in said
-        and said[f"{block}.{name}"][1].shape == shape
+        and said[f"{block}.{name}"][0].shape == said[f"{block}.{name}"][1].shape == shape
     ]
 
 
@@ -136,6 +138,6 @@ def _check_sums(here: Depth, gaps: Sequence[Gap], batch: Any) -> None:
     for name, before, after in zip(here.blocks, reached, reached[1:], strict=False):
         if not torch.allclose(before, after, rtol=1e-4, atol=1e-5):
             raise PlanError(
-                f"{name} is not its input plus what its parts add (norms after the sum?), so parts "
-                "of it cannot be left out: remove whole blocks"
+                f"{name} is not its input plus what modules in it add (norms after the sum, or an "
+                "MLP that is no module?), so parts of it cannot be left out: remove whole blocks"
             )

@@ -44,14 +44,7 @@ class Reduce(Protocol):
     def __call__(
         self, x: Tensor, size: Tensor, seen: Attention, block: int
     ) -> tuple[Tensor, Tensor]:
-        """Fewer tokens, and of how many patches each is made.
-
-        Args:
-            x: ``(batch, tokens, width)``, after attention.
-            size: ``(batch, tokens)``.
-            seen: What attention saw.
-            block: The block's number.
-        """
+        """Fewer tokens, ``(batch, tokens, width)``, and of how many patches each is made."""
 
 
 @dataclass

@@ -58,6 +58,33 @@ def first_replaced(output: Any, value: Tensor) -> Any:
     return (value, *output[1:]) if isinstance(output, tuple) else value
 
 
+def check_caches(model: nn.Module, gaps: Sequence[Gap]) -> None:
+    """Refuse to leave out attentions alone where layers differ in how they cache.
+
+    What is left is counted through, and would meet the cache of another kind of layer.
+
+    Raises:
+        PlanError: The config says that some layers slide and others do not, or the like.
+    """
+    kinds = {
+        str(kind)
+        for config in _configs(model)
+        if isinstance(found := getattr(config, "layer_types", None), list | tuple)
+        for kind in found
+    }
+    cached = [
+        gap.module
+        for gap in gaps
+        if gap.outputs is not None
+        and any(hasattr(m, "layer_idx") for m in model.get_submodule(gap.module).modules())
+    ]
+    if len(kinds) > 1 and cached:
+        raise PlanError(
+            f"layers of this model cache in different ways ({', '.join(sorted(kinds))}), so "
+            f"{cached[0]} cannot go without its block: remove whole blocks, or ignore= attentions"
+        )
+
+
 def drop(model: nn.Module, gaps: Sequence[Gap]) -> nn.Module:
     """Make the gaps in a model, in place.
 
@@ -74,6 +101,7 @@ def drop(model: nn.Module, gaps: Sequence[Gap]) -> nn.Module:
             if not isinstance(modules[owner], nn.ModuleList | nn.Sequential):
                 raise PlanError(f"{gap.module!r} is in no list of blocks, so it cannot be dropped")
             lists.setdefault(owner, []).append([*modules[owner]._modules].index(place))
+    check_caches(model, gaps)
     for gap in gaps:
         owner, _, place = gap.module.rpartition(".")
         if gap.outputs is not None:
@@ -109,9 +137,7 @@ def _renumber(blocks: nn.Module) -> None:
 
 def _recount(model: nn.Module, owner: str, count: int, gone: Sequence[int]) -> None:
     """Config fields that count the blocks, or say something about each of them."""
-    configs = {id(c): c for m in model.modules() if hasattr(c := getattr(m, "config", None),
-                                                            "to_json_string")}  # fmt: skip
-    for config in configs.values():
+    for config in _configs(model):
         counts = [n for n, v in vars(config).items() if v == count and type(v) is int
                   and _COUNTS.fullmatch(n)]  # fmt: skip
         side = "decoder" if "decoder" in owner else "encoder" if "encoder" in owner else ""
@@ -123,6 +149,12 @@ def _recount(model: nn.Module, owner: str, count: int, gone: Sequence[int]) -> N
             if isinstance(value, list | tuple) and len(value) == count and not name.startswith("_"):
                 kept = [v for k, v in enumerate(value) if k not in gone]
                 setattr(config, name, type(value)(kept))
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    """The configs of a Hugging Face model, each once."""
+    found = (getattr(m, "config", None) for m in model.modules())
+    return list({id(c): c for c in found if hasattr(c, "to_json_string")}.values())
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from secateur.engine.target import Solved, Solver, Target, keep_best
+from secateur.engine.target import ROWWISE, Solved, Solver, Target, keep_best
 from secateur.methods.registry import Method, method
 
 
@@ -20,7 +20,8 @@ def magnitude(amount: float = 0.5, *, per: str = "layer") -> Method:
         >>> magnitude(0.5).solver.data
         False
     """
-    return Method(amount, solver=Solver(solve, data=False, options={"per": per}))
+    rowwise = ROWWISE if per == "row" else ROWWISE - {"amount"}
+    return Method(amount, solver=Solver(solve, data=False, rowwise=rowwise, options={"per": per}))
 
 
 def solve(weight: Tensor, stats: object, target: Target, *, per: str = "layer") -> Solved:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from secateur.engine.gram import problem
 from secateur.engine.statistics import Stats
-from secateur.engine.target import Solved, Solver, Target, keep_best
+from secateur.engine.target import ROWWISE, Solved, Solver, Target, keep_best
 from secateur.errors import ConfigError
 from secateur.methods.registry import Method, method
 
@@ -30,7 +30,10 @@ def reconstruct(
         ['gram']
     """
     options = {"damping": damping, "iterations": iterations}
-    return Method(amount, solver=Solver(solve, frozenset({"gram"}), options=options))
+    rowwise = ROWWISE if iterations is None else frozenset[str]()  # all rows stop together
+    return Method(
+        amount, solver=Solver(solve, frozenset({"gram"}), rowwise=rowwise, options=options)
+    )
 
 
 def solve(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from secateur.engine.gram import problem
 from secateur.engine.statistics import Stats
-from secateur.engine.target import Solved, Solver, Target, keep_best
+from secateur.engine.target import ROWWISE, Solved, Solver, Target, keep_best
 from secateur.errors import ConfigError
 from secateur.methods.registry import Method, method
 
@@ -29,7 +29,10 @@ def sparsegpt(
         ['gram']
     """
     options = {"block": block, "damping": damping, "bits": bits}
-    return Method(amount, solver=Solver(solve, frozenset({"gram"}), options=options))
+    rowwise = ROWWISE - {"amount"}  # which compares the rows of a block with each other
+    return Method(
+        amount, solver=Solver(solve, frozenset({"gram"}), rowwise=rowwise, options=options)
+    )
 
 
 def solve(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from secateur.engine.gram import problem
 from secateur.engine.statistics import Stats
-from secateur.engine.target import Solved, Solver, Target, keep_best
+from secateur.engine.target import ROWWISE, Solved, Solver, Target, keep_best
 from secateur.methods.registry import Method, method
 
 _ELEMENTS = 1 << 24  # of the table of all pairs, for the rows that are worked on at once
@@ -27,7 +27,9 @@ def sparseswaps(amount: float = 0.5, *, swaps: int = 50, damping: float = 0.0) -
         ['gram']
     """
     options = {"swaps": swaps, "damping": damping}
-    return Method(amount, solver=Solver(solve, frozenset({"gram"}), options=options))
+    return Method(
+        amount, solver=Solver(solve, frozenset({"gram"}), rowwise=ROWWISE, options=options)
+    )
 
 
 def solve(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from secateur.engine.statistics import Stats
-from secateur.engine.target import Solved, Solver, Target, keep_best
+from secateur.engine.target import ROWWISE, Solved, Solver, Target, keep_best
 from secateur.methods.registry import Method, method
 
 
@@ -21,7 +21,8 @@ def wanda(amount: float = 0.5, *, variant: bool = False) -> Method:
         >>> wanda(0.5).solver.data
         True
     """
-    return Method(amount, solver=Solver(solve, options={"variant": variant}))
+    rowwise = ROWWISE - {"amount"} if variant else ROWWISE
+    return Method(amount, solver=Solver(solve, rowwise=rowwise, options={"variant": variant}))
 
 
 def solve(weight: Tensor, stats: Stats, target: Target, *, variant: bool = False) -> Solved:
