@@ -157,8 +157,8 @@ class Walk:
 
         with ExitStack() as stack:
             for name, stand_in in self._stand_ins(outputs, sample):
-                stack.enter_context(other_forward(self.model.get_submodule(name), stand_in))
-            stack.enter_context(other_forward(module, stop))
+                stack.enter_context(standing_in(self.model.get_submodule(name), stand_in))
+            stack.enter_context(standing_in(module, stop))
             try:
                 run(self.model, self.samples[sample])
             except _ReachedError:
@@ -269,7 +269,7 @@ def walk(
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         stack.enter_context(unfused())
-        stack.enter_context(_without_cache(model))
+        stack.enter_context(without_cache(model))
         if blocks is None:
             blocks = find_blocks(model, lambda: run(model, samples[0]))
         streams = {"pruned": ("pruned",), "dense": ("dense",), "both": ("pruned", "dense")}
@@ -305,7 +305,7 @@ def token_masks(batch: Any) -> list[Tensor]:
 
 
 @contextmanager
-def other_forward(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
+def standing_in(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
     """Another forward for a while; the module and its attributes stay where they are."""
     before = module.__dict__.get("forward")
     module.__dict__["forward"] = function
@@ -319,7 +319,7 @@ def other_forward(module: nn.Module, function: Callable[..., Any]) -> Iterator[N
 
 
 @contextmanager
-def _without_cache(model: nn.Module) -> Iterator[None]:
+def without_cache(model: nn.Module) -> Iterator[None]:
     """No key-value cache meanwhile: replayed blocks would leave it out of step."""
     config = getattr(model, "config", None)
     before = getattr(config, "use_cache", None)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.engine.blocks import Block
-from secateur.engine.sequential import other_forward
+from secateur.engine.sequential import standing_in
 from secateur.engine.shards import Shards
 from secateur.errors import StoreError
 
@@ -139,7 +139,7 @@ class Streamed:
         with ExitStack() as stack:
             for name in modules:
                 module = self.model.get_submodule(name)
-                stack.enter_context(other_forward(module, present(name)))
+                stack.enter_context(standing_in(module, present(name)))
             yield
 
     def store(self, block: Block) -> None:
