@@ -45,6 +45,7 @@ def there() -> str:
         ),
         ("methods after training", "sparsity inside weights", names(after(solving=True))),
         ("methods after training", "smaller tensors", names(after(solving=False))),
+        ("methods at run time", "less work, by input", names(methods.names("runtime"))),
         ("granularities", "what goes as one", names(granularity.names())),
         ("schedules", "when", names(schedule.names())),
         ("recoveries", "then what", names(recovery.names())),

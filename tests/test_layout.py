@@ -24,7 +24,7 @@ LAYERS = (
     ("methods", "report"),
     ("training",),
     ("result", "settled"),
-    ("prune", "sparsify"),
+    ("prune", "sparsify", "gate"),
     ("analyse", "integrations", "lottery"),
     ("streaming",),
     ("public",),

@@ -23,8 +23,11 @@ from secateur.graph.forward import named_tensors
 from secateur.measure import Measurement
 from secateur.measure import measure as measure_cost
 from secateur.measure.calling import evaluating
+from secateur.methods.droppable import depth_of
+from secateur.methods.registry import Method
 from secateur.names import unknown
 from secateur.plan.assign import fill_in
+from secateur.plan.depth import depth_plan, enough
 from secateur.plan.plan import Plan
 from secateur.plan.replan import replan, shrink
 from secateur.plan.select import plan as make_plan
@@ -32,7 +35,7 @@ from secateur.plan.verify import Verification
 from secateur.recovery import Recovery
 from secateur.report import Metric
 from secateur.result import Result, Seen, make_record, weights_of
-from secateur.settled import known_kinds, removing, settled
+from secateur.settled import DEPTH, depth_settings, known_kinds, removing, settled
 
 log = logging.getLogger(__name__)
 Evaluate = Callable[[nn.Module], float]
@@ -133,12 +136,18 @@ def prune(
             'through several; use schedule="one-shot"'
         )
     healers = [_shown(healer, progress) for healer in _healers(recovery)]
-    scored = bool(criteria.find(how["criterion"]).needs)
+    scored = chosen.granularity in DEPTH or bool(criteria.find(how["criterion"]).needs)
     _check_data(data, passes=len(targets) * (len(healers) + scored))
     with generators_kept(data or ()):
-        graph = trace(model, example_inputs)
-        common = {"data": data, "seed": seed, "kinds": known_kinds(chosen, graph), **how}
-        made, plan = model, make_plan(graph, **common, **targets[-1])  # or all of it cannot be had
+        common = {"data": data, "seed": seed, **how}
+        if chosen.granularity in DEPTH:
+            plan = _shallower(model, example_inputs, chosen, targets, said, data, seed)
+            graph, made = plan.graph, model
+        else:
+            graph, made = trace(model, example_inputs), model
+            common = {"kinds": known_kinds(chosen, graph), **common}
+            plan = make_plan(graph, **common, **targets[-1])  # or all of it cannot be had
+        assert graph is not None
         seen = Seen(dense=_score(evaluate, model), dense_weights=weights_of(model))
         history: list[dict[str, Any]] = []
         for number, target in enumerate(targets, 1):
@@ -172,10 +181,31 @@ def prune(
         seen = replace(seen, healed_weights=weights_of(made, like=seen.dense_weights))
     asked: dict[str, Any] = {"method": _named(method), "recovery": _named(recovery)}
     asked |= {"schedule": _named(schedule), "steps": len(targets)}
-    record = make_record(graph, plan, made, seen, cost, proof, metric, history, asked, seed)
+    record = make_record(graph, model, plan, made, seen, cost, proof, metric, history, asked, seed)
     if inplace:
         made = _into(model, plan, made)
     return Result(made, plan, record, proof, cost, tuple(history))
+
+
+def _shallower(
+    model: nn.Module,
+    example_inputs: Any,
+    chosen: Method,
+    targets: Sequence[Mapping[str, Any]],
+    said: Mapping[str, Any],
+    data: Any,
+    seed: int,
+) -> Plan:
+    """The plan of a method that leaves out whole blocks, or parts of them."""
+    settings = depth_settings(said, len(targets))
+    amount, keep = targets[-1]["amount"], targets[-1]["keep"]
+    parts = chosen.granularity == "sublayer"
+    here = depth_of(model, data, parts=parts, seed=seed, **settings)
+    gaps = chosen.search(here, enough(model, here.candidates, amount, keep))
+    budget = dict(keep) if keep else None
+    return depth_plan(
+        model, example_inputs, gaps, method=chosen.name, amount=amount, budget=budget, seed=seed
+    )
 
 
 def _next(

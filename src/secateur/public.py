@@ -4,6 +4,7 @@ from secateur import criteria, errors, lottery, recovery, report, schedule, scop
 from secateur.analyse import barrier, instability, language, pareto, sensitivity
 from secateur.engine.masks import MaskSet
 from secateur.errors import SecateurError
+from secateur.gate import Gated, gate
 from secateur.graph import Graph, UnitClass, rule, trace
 from secateur.measure import Measurement, measure
 from secateur.methods.registry import Method
@@ -20,6 +21,7 @@ from secateur.streaming import SparsifiedFolder, sparsify_folder
 from secateur.training.attach import attach
 
 __all__ = [
+    "Gated",
     "Graph",
     "MaskSet",
     "Measurement",
@@ -35,6 +37,7 @@ __all__ = [
     "barrier",
     "criteria",
     "errors",
+    "gate",
     "instability",
     "language",
     "load",

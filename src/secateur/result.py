@@ -126,6 +126,7 @@ def weights_of(model: nn.Module, like: Histogram | None = None) -> Histogram | N
 
 def make_record(
     graph: Graph,
+    model: nn.Module,
     plan: Plan,
     made: nn.Module,
     seen: Seen,
@@ -136,8 +137,7 @@ def make_record(
     asked: Mapping[str, Any],
     seed: int,
 ) -> Record:
-    """Everything that a report of one run shows."""
-    model = graph.model
+    """Everything that a report of one run shows; ``model`` is the dense one."""
     if cost is not None and cost.against is not None:
         before, after = State.of(cost.against.dense, seen.dense), State.of(cost, seen.healed)
     else:

@@ -11,7 +11,8 @@ from secateur.methods import registry
 from secateur.methods.registry import Method
 
 _PLAIN = Method(criterion="l2")  # what ``prune`` does where neither user nor method says anything
-_UNITS = ("channel", "layer")  # granularities that remove something for real
+DEPTH = ("layer", "sublayer")
+_UNITS = ("channel", *DEPTH)  # granularities that remove something for real
 
 
 def removing(method: Any, amount: float | None = None) -> Method:
@@ -57,6 +58,26 @@ def settled(method: Method, said: Mapping[str, Any]) -> dict[str, Any]:
     names = ("criterion", "scope", "recovery", "schedule")
     own = {name: getattr(method, name) for name in names}
     return {**own, **{name: value for name, value in said.items() if value is not None}}
+
+
+def depth_settings(said: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """What a method that leaves out whole blocks is told: what to ignore, and the loss.
+
+    Args:
+        said: By the user, None for nothing.
+        steps: How many.
+
+    Raises:
+        ConfigError: Settings that are about units of width.
+    """
+    how = {name: value for name, value in said.items() if value is not None}
+    other = [name for name in how if name not in ("ignore", "loss", "recovery")]
+    if other or steps > 1:
+        raise ConfigError(
+            f"{', '.join(other) or 'steps'}: a method that leaves out whole blocks goes one step, "
+            "and of these settings takes ignore= and loss= only"
+        )
+    return {name: how[name] for name in ("ignore", "loss") if name in how}
 
 
 def known_kinds(method: Method, graph: Graph) -> list[str] | None:

@@ -6,10 +6,11 @@ import copy
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors.torch import save_model
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from secateur.engine.checkpoint import digest
 from secateur.engine.finished import Row, Solution
-from secateur.engine.layerwise import Job, solve_blocks
+from secateur.engine.layerwise import Job, solve_blocks, whole_or_not_at_all
 from secateur.engine.masks import MaskSet
 from secateur.engine.products import Layer
 from secateur.engine.sequential import Propagate
@@ -25,7 +26,11 @@ from secateur.engine.target import Target, parse_pattern
 from secateur.errors import ConfigError, DataError, StoreError
 from secateur.measure.calling import as_call
 from secateur.methods import registry
+from secateur.methods.shares import Share, shares
 from secateur.names import match_names, unknown
+
+# What docs/llm.md compares with SparseGPT.
+_DEFAULT = ("admm", {"iterations": 10, "damping": 0.3})
 
 
 @dataclass(frozen=True)
@@ -126,13 +131,14 @@ class Sparsified:
 
 def sparsify(
     model: nn.Module,
-    method: Any = "sparsegpt",
+    method: Any = None,
     *,
     amount: float | None = None,
     pattern: str | tuple[int, int] | None = None,
     data: Iterable[Any] | None = None,
     masks: Mapping[str, Tensor] | None = None,
     amounts: Mapping[str, float] | None = None,
+    scope: str | tuple[str, Mapping[str, Any]] | None = None,
     ignore: Iterable[str] = (),
     propagate: Propagate = "pruned",
     true_sequential: bool = False,
@@ -154,19 +160,25 @@ def sparsify(
 
     Args:
         model: Any module whose blocks repeat, as every transformer's do; else layer by layer.
-        method: Name, (name, options) or ``Method`` with a layer solver.
+        method: Name, (name, options) or ``Method`` with a layer solver. Default: ADMM, with few
+            iterations and much damping.
         amount: Fraction of each layer to remove, in [0, 1).
         pattern: Instead: ``"2:4"``, n of every m consecutive inputs of each output go.
         data: Calibration: batches of bare inputs, (inputs..., target) or dicts of keywords.
         masks: Masks that are given (True = stays), by parameter; the method only updates weights.
         amounts: Globs over names -> amount for these layers; the last that matches counts.
+        scope: How the amount is divided among layers: ``uniform``, ``global``, ``owl``,
+            ``alpha-pruning`` or ``fisher``, or (name, options); ``amounts`` go before it. Default:
+            ``uniform``, but ``fisher`` if no method is named either.
         ignore: Globs over names of layers that stay dense.
         propagate: What the next block is given: ``pruned`` outputs, ``dense`` ones, or ``both``:
-            the solver sees the pruned inputs and aims at the dense outputs.
+            every layer sees the pruned inputs and aims at what it gave on the dense ones.
         true_sequential: Gather statistics anew after each group of layers with the same input.
         checkpoint: Folder for finished blocks: a run that was killed goes on there.
         spill: Folder for activations that do not fit into memory.
-        inplace: Change ``model`` itself.
+        inplace: Change ``model`` itself. Should anything fail on the way, its weights are put
+            back, for which they are copied; with ``checkpoint`` they are not, the finished blocks
+            stay pruned, and the same call on the model loaded anew goes on after them.
         progress: Show a bar on standard error.
         **options: Of the method.
 
@@ -189,17 +201,26 @@ def sparsify(
         )
     if masks is not None:
         MaskSet(masks).check(model)
+    _require_finite(model)
+    if scope is None:
+        even = method is not None or pattern is not None or masks is not None
+        scope = "uniform" if even else "fisher"
+    chosen = registry.find(_DEFAULT if method is None else method, amount, **options)
+    samples: list[Any] = []
+    if data is not None or (chosen.solver is not None and chosen.solver.data):
+        samples = list(calibration(model, data))
+    divisible = None if pattern is not None else 0.5 if chosen.amount is None else chosen.amount
+    divided = shares(model, scope, divisible, samples, left_alone_by(model, ignore))
     chosen, job = job_of(
-        model, method, amount=amount, pattern=pattern, masks=masks, amounts=amounts, ignore=ignore,
-        propagate=propagate, true_sequential=true_sequential, **options,
+        model, chosen, amount=amount, pattern=pattern, masks=masks, amounts=amounts, ignore=ignore,
+        propagate=propagate, true_sequential=true_sequential, divided=divided,
     )  # fmt: skip
-    samples = list(calibration(model, data)) if job.solver.data or data is not None else []
     made = model if inplace else copy.deepcopy(model)
     given = {
         "data": digest(tensors_of(samples)),
         "weights": digest(dict(made.named_parameters())) if checkpoint is not None else "",
     }
-    with _saying_what_changed(made, inplace):
+    with whole_or_not_at_all(made, checkpoint) if inplace else nullcontext():
         solution = solve_blocks(
             made, samples, replace(job, identity={**job.identity, **given}), propagate=propagate,
             checkpoint=checkpoint, spill=spill, progress=progress,
@@ -218,9 +239,12 @@ def job_of(
     ignore: Iterable[str],
     propagate: Propagate,
     true_sequential: bool,
+    divided: Mapping[str, Share] = MappingProxyType({}),
     **options: Any,
 ) -> tuple[registry.Method, Job]:
     """What is to be done to which layer; see ``sparsify`` for the arguments.
+
+    ``divided`` are the shares of layers in the amount, where they differ.
 
     Raises:
         ConfigError: An unknown name, or a value out of range.
@@ -238,7 +262,6 @@ def job_of(
     if parsed is not None and amount is not None and abs(amount - parsed[0] / parsed[1]) > 1e-9:
         raise ConfigError(f"amount={amount} contradicts pattern={pattern!r}: leave one out")
     names = [n for n, _ in model.named_parameters()] + [n for n, _ in model.named_modules() if n]
-    ignored = _matched(ignore, names)
     own = {n: v for glob, v in (amounts or {}).items() for n in _matched([glob], names)}
     for name, value in own.items():
         if not 0 <= value <= 1:
@@ -246,22 +269,20 @@ def job_of(
 
     def target(layer: Layer) -> Target:
         module = layer.parameter.rpartition(".")[0]
-        part = own.get(layer.parameter, own.get(module, chosen.amount))
+        share = divided.get(layer.name, Share(0.5 if chosen.amount is None else chosen.amount))
+        part = own.get(layer.parameter, own.get(module, share.amount))
         if masks is not None and layer.parameter in masks:
             return Target(keep=layer.of(masks[layer.parameter].contiguous()))
-        return Target(0.5 if part is None else part, parsed)
-
-    def left_alone(parameter: str) -> bool:
-        parts = parameter.split(".")
-        return any(".".join(parts[:i]) in ignored for i in range(1, len(parts) + 1))
+        return Target(part, parsed, rows=share.rows)
 
     identity = {
         "method": repr((chosen.name, sorted(solver.options.items()))),
-        "target": repr((chosen.amount, parsed, sorted(own.items()), sorted(ignored))),
+        "target": repr((chosen.amount, parsed, sorted(own.items()), sorted(ignore))),
+        "divided": repr(sorted((name, share.amount) for name, share in divided.items())),
         "walk": repr((propagate, true_sequential)),
         "masks": digest(masks) if masks is not None else "",
     }
-    return chosen, Job(solver, target, left_alone, true_sequential, identity)
+    return chosen, Job(solver, target, left_alone_by(model, ignore), true_sequential, identity)
 
 
 def report_of(
@@ -277,20 +298,30 @@ def report_of(
     )
 
 
-@contextmanager
-def _saying_what_changed(model: nn.Module, inplace: bool) -> Iterator[None]:
-    """Let an error say if it leaves a model of the user's half pruned."""
-    before = {n: p._version for n, p in model.named_parameters()}
-    try:
-        yield
-    except BaseException as error:
-        changed = [n for n, p in model.named_parameters() if p._version != before[n]]
-        if inplace and changed:
-            error.add_note(
-                f"inplace=True: {len(changed)} tensors of the model are pruned already, up to "
-                f"{changed[-1]}. Load it again; with checkpoint= the next run goes on from there."
+def left_alone_by(model: nn.Module, ignore: Iterable[str]) -> Callable[[str], bool]:
+    """Whether a parameter, or a module that it is in, matches one of the globs.
+
+    Raises:
+        ConfigError: A glob that matches nothing.
+    """
+    names = [n for n, _ in model.named_parameters()] + [n for n, _ in model.named_modules() if n]
+    ignored = _matched(ignore, names)
+
+    def left_alone(parameter: str) -> bool:
+        parts = parameter.split(".")
+        return any(".".join(parts[:i]) in ignored for i in range(1, len(parts) + 1))
+
+    return left_alone
+
+
+def _require_finite(model: nn.Module) -> None:
+    """Refuse weights that no score can order."""
+    for name, p in model.named_parameters():
+        if p.device.type != "meta" and p.is_floating_point() and not bool(p.isfinite().all()):
+            raise DataError(
+                f"{name} holds NaN or infinite weights, which no method can rank: load the model "
+                "again, or look at how it was trained or converted"
             )
-        raise
 
 
 def _solvers() -> list[str]:

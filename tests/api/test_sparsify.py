@@ -8,12 +8,22 @@ import pytest
 import torch
 from test_streaming import die_in
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 import secateur as sec
 from secateur.engine import layerwise
 from secateur.engine.masks import MaskSet
+from secateur.engine.target import Solved, Solver, Target, keep_best
 from secateur.errors import ConfigError, DataError, PlanError, StoreError
+from secateur.methods import registry
+from secateur.methods.registry import Method
 
 SIZES = {
     "hidden_size": 32,
@@ -41,7 +51,7 @@ def output_error(model: nn.Module, other: nn.Module) -> float:
         return float((model(x).logits - other(x).logits).square().mean())
 
 
-METHODS = ["magnitude", "wanda", "sparsegpt", "sparseswaps", "reconstruct"]
+METHODS = [n for n in sec.methods("after") if registry.find(n).solver is not None]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -57,6 +67,31 @@ def test_half_of_every_layer_goes_and_the_dense_model_stays(method: str, how: di
         else:
             assert torch.equal(p, before.get_parameter(name))
     assert output_error(model, before) == 0
+
+
+def test_without_a_method_layers_lose_what_the_loss_feels_least() -> None:
+    result = sec.sparsify(llama(), amount=0.5, data=batches(), progress=False)
+    assert result.report.method == "admm"
+    assert result.report.sparsity == pytest.approx(0.5, abs=1e-3)
+    assert len({row.removed / row.total for row in result.report.rows}) > 5
+    pattern = sec.sparsify(llama(), pattern="2:4", data=batches(), progress=False)
+    assert {row.removed / row.total for row in pattern.report.rows} == {0.5}
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(DataError, match="scope="):
+        sec.sparsify(net, amount=0.5, data=[torch.randn(4, 8)], progress=False)
+
+
+def test_the_default_knows_layers_by_their_products_and_not_by_their_class() -> None:
+    torch.manual_seed(0)
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 100, "n_positions": 64}
+    model = GPT2LMHeadModel(GPT2Config(**shape))  # its weights are (inputs, outputs)
+    result = sec.sparsify(model, amount=0.5, data=batches(), progress=False)
+    assert result.report.sparsity == pytest.approx(0.5, abs=1e-3)
+    assert len({row.removed / row.total for row in result.report.rows}) > 3
+    torch.manual_seed(0)
+    experts = MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4))
+    result = sec.sparsify(experts, amount=0.5, data=batches(), progress=False)
+    assert result.report.sparsity == pytest.approx(0.5, abs=1e-3)
 
 
 def test_updates_make_up_for_what_the_same_mask_loses() -> None:
@@ -90,6 +125,55 @@ def test_amounts_and_ignore_go_by_name() -> None:
 def test_the_other_ways_to_propagate_run(propagate: str) -> None:
     result = sec.sparsify(
         llama(), "reconstruct", amount=0.5, data=batches(), propagate=propagate, progress=False
+    )
+    assert result.report.sparsity == 0.5
+
+
+@pytest.mark.parametrize("true_sequential", [False, True])
+def test_the_dense_stream_stays_dense_beside_the_pruned_one(true_sequential: bool) -> None:
+    model, seen = llama(), {}
+    with torch.no_grad():  # what the layers of the last block see in the dense model
+        handles = [
+            m.register_forward_hook(lambda _, x, __, n=n: seen.setdefault(n, []).append(x[0]))
+            for n, m in model.named_modules()
+            if n.startswith("model.layers.2.") and isinstance(m, nn.Linear)
+        ]
+        for batch in batches():
+            model(**batch)
+        for handle in handles:
+            handle.remove()
+    given = {}
+
+    def solve(weight: torch.Tensor, stats: object, target: Target) -> Solved:
+        given[stats.name] = (stats.cross, stats.gram)  # type: ignore[attr-defined]
+        keep = keep_best(weight.abs(), target)
+        return Solved(weight * keep, keep)
+
+    method = Method(0.5, solver=Solver(solve), name="spy")
+    result = sec.sparsify(
+        llama(), method, data=batches(), propagate="both", true_sequential=true_sequential,
+        progress=False,
+    ).model  # fmt: skip
+    name = "model.layers.2.mlp.down_proj"
+    pruned = []
+    handle = result.get_submodule(name).register_forward_hook(lambda _, x, __: pruned.append(x[0]))
+    with torch.no_grad():
+        for batch in batches():
+            result(**batch)
+    handle.remove()
+    dense, now = (torch.cat(xs).flatten(0, 1) for xs in (seen[name], pruned))
+    cross, gram = given[f"{name}.weight"]
+    if true_sequential:  # else the layers of the last block are solved before it is run again
+        torch.testing.assert_close(gram, now.T @ now / len(now), rtol=1e-3, atol=1e-8)
+        torch.testing.assert_close(cross, dense.T @ now / len(now), rtol=1e-3, atol=1e-8)
+    assert not torch.allclose(cross, gram, rtol=1e-3, atol=1e-8)
+
+
+def test_experts_see_other_tokens_in_the_dense_model_and_aim_at_their_own_outputs() -> None:
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=8))
+    result = sec.sparsify(
+        model, "sparsegpt", amount=0.5, data=batches(), propagate="both", progress=False
     )
     assert result.report.sparsity == 0.5
 
@@ -190,17 +274,46 @@ def test_bad_arguments_are_named() -> None:
         sec.sparsify(llama(), "wanda", data=batches(), masks=other, progress=False)
 
 
-def test_an_error_says_that_the_users_own_model_is_half_pruned() -> None:
-    """A model that breaks behind its first block; a copy is pruned unless it is asked for."""
-    for inplace in (True, False):
-        model, before = llama(), llama()
-        for net in (model, before):
-            net.get_parameter("model.layers.1.mlp.down_proj.weight").data.fill_(torch.inf)
-        with pytest.raises(DataError, match="NaN or infinite") as caught:
-            sec.sparsify(
-                model, "wanda", amount=0.5, data=batches(), progress=False, inplace=inplace
-            )
-        changed = [n for n, p in model.named_parameters() if not p.equal(before.get_parameter(n))]
-        said = "".join(getattr(caught.value, "__notes__", []))
-        assert len(changed) == 14 * inplace
-        assert (f"{len(changed)} tensors of the model are pruned already" in said) == inplace
+def failing_at(block: int) -> Method:
+    """Wanda, until a layer of that block comes."""
+
+    def solve(weight: torch.Tensor, stats: object, target: Target) -> Solved:
+        name = stats.name  # type: ignore[attr-defined]
+        if f"layers.{block}." in name:
+            raise DataError(f"{name} cannot be solved")
+        keep = keep_best(weight.abs(), target)
+        return Solved(weight * keep, keep)
+
+    return Method(0.5, solver=Solver(solve), name="failing")
+
+
+def test_a_model_is_pruned_in_place_whole_or_not_at_all(tmp_path: Path) -> None:
+    model, before = llama(), llama()
+    with pytest.raises(DataError, match="cannot be solved"):
+        sec.sparsify(model, failing_at(1), data=batches(), inplace=True, progress=False)
+    for name, p in before.named_parameters():
+        assert torch.equal(p, model.get_parameter(name))
+    result = sec.sparsify(model, "wanda", amount=0.5, data=batches(), inplace=True, progress=False)
+    assert result.model is model and result.report.sparsity == 0.5
+    with pytest.raises(DataError) as caught:
+        sec.sparsify(
+            llama(), failing_at(1), data=batches(), inplace=True, progress=False,
+            checkpoint=tmp_path / "run",
+        )  # fmt: skip
+    assert any("pruned in part" in note for note in caught.value.__notes__)
+
+
+def test_what_is_not_finite_is_refused_by_name() -> None:
+    model = llama()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
+    for method in ("magnitude", "wanda"):
+        with pytest.raises(DataError, match=r"layers.1.mlp.up_proj.weight holds NaN"):
+            sec.sparsify(model, method, amount=0.5, data=batches(), progress=False)
+    model = llama()
+    with torch.no_grad():
+        model.model.layers[1].input_layernorm.weight[:] = 1e30  # overflows in the block itself
+    before = model.model.layers[0].mlp.up_proj.weight.clone()
+    with pytest.raises(DataError, match=r"layers.1.* is NaN or infinite"):
+        sec.sparsify(model, "wanda", amount=0.5, data=batches(), inplace=True, progress=False)
+    assert torch.equal(model.model.layers[0].mlp.up_proj.weight, before)

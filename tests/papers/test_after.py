@@ -6,11 +6,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.engine.gram import layer_error, problem
+from secateur.engine.gram import aimed, layer_error, problem
 from secateur.engine.statistics import Stats
 from secateur.engine.target import Target, keep_best, parse_pattern
 from secateur.errors import ConfigError, DataError
-from secateur.methods.after import magnitude, reconstruct, sparsegpt, sparseswaps, wanda
+from secateur.methods.after import (
+    admm,
+    alps,
+    dsnot,
+    exact_obs,
+    magnitude,
+    reconstruct,
+    ria,
+    sparsegpt,
+    sparseswaps,
+    wanda,
+)
+
+ALL = [admm, alps, dsnot, exact_obs, magnitude, reconstruct, ria, sparsegpt, sparseswaps, wanda]
 
 
 def layer(rows: int = 6, columns: int = 16, seed: int = 0) -> tuple[Tensor, Stats]:
@@ -23,7 +36,8 @@ def layer(rows: int = 6, columns: int = 16, seed: int = 0) -> tuple[Tensor, Stat
 
 
 def stats_of(x: Tensor) -> Stats:
-    return Stats("layer", input_norm=x.square().mean(0).sqrt(), gram=x.T @ x / len(x))
+    norm = x.square().mean(0).sqrt()
+    return Stats("layer", input_norm=norm, input_mean=x.mean(0), gram=x.T @ x / len(x))
 
 
 def with_gram(gram: Tensor) -> Stats:
@@ -46,7 +60,7 @@ def test_sparsegpt_counts_exactly(amount: float) -> None:
     assert int((~keep).sum()) == round(amount * 150)
 
 
-@pytest.mark.parametrize("module", [magnitude, wanda, sparsegpt, sparseswaps, reconstruct])
+@pytest.mark.parametrize("module", ALL)
 @pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:4", "3:4"])
 def test_every_group_loses_exactly_n(module, pattern: str) -> None:  # type: ignore[no-untyped-def]
     weight, stats = layer()
@@ -158,7 +172,8 @@ def test_reconstruction_aims_at_the_dense_output_where_the_input_changed() -> No
     stats = stats_of(x)
     stats.cross = dense.T @ x / len(x)
     keep = torch.tensor([[True, False] * 3] * 3)
-    solved = reconstruct.solve(weight, stats, Target(keep=keep), damping=0.0)
+    aim = aimed(weight, stats, damping=0.0)
+    solved = reconstruct.solve(aim, stats, Target(keep=keep), damping=0.0)
     expected = torch.linalg.lstsq(x[:, ::2], dense @ weight.T).solution.T
     torch.testing.assert_close(solved.weight[:, ::2], expected, rtol=1e-3, atol=1e-3)
 

@@ -13,12 +13,14 @@ import secateur.scope
 import secateur.training
 from secateur.granularity import registry as granularities
 from secateur.methods import registry
-from secateur.scope import allocation
+from secateur.scope import allocation, amounts
 
 MODULES = sorted(
     {
+        "secateur.engine.dense",
         "secateur.engine.masks",
         "secateur.engine.seams",
+        "secateur.engine.target",
         "secateur.methods.registry",
         *(
             f"{p.__name__}.{m.name}"
@@ -33,7 +35,12 @@ MODULES = sorted(
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module(name)
-    for found in (registry, granularities, allocation):  # what an example registers goes again
+    for found in (
+        registry,
+        granularities,
+        allocation,
+        amounts,
+    ):  # what an example registers goes again
         found.names()
         monkeypatch.setattr(found, "_REGISTRY", dict(found._REGISTRY))
     runner = doctest.DocTestRunner(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from secateur.cli import code, data
-from secateur.cli.config import Config
+from secateur.cli.config import KEYS, Config
 from secateur.errors import ConfigError
 from secateur.names import unknown
 
@@ -77,12 +77,15 @@ def asked(config: Config, batches: int | None = None) -> Asked:
 
 def selection(config: Config, found: Asked) -> dict[str, Any]:
     """The method and the arguments of ``sec.plan``; None where the configuration says nothing."""
-    return {key: getattr(config, key) for key in _PLAIN} | {
+    plain = {key: getattr(config, key) for key in _PLAIN}
+    # What is as it would be anyway is not said, so that a method may say otherwise.
+    plain = {key: v for key, v in plain.items() if v != KEYS[key].default or key == "seed"}
+    return plain | {
         "method": named(config.method, "method"),
         "criterion": named(config.criterion, "criterion"),
         "keep": dict(config.keep) or None,
         "overrides": dict(config.overrides) or None,
-        "ignore": list(config.ignore),
+        "ignore": list(config.ignore) or None,
         "kinds": list(config.kinds) or None,
         "data": found.train,
         "loss": found.loss,

@@ -98,12 +98,13 @@ def criterion(
     reduction: str = "sum",
     normalizer: str = "none",
     biases: bool = False,
+    vectors: bool = False,
     aliases: tuple[str, ...] = (),
 ) -> Callable[[F], F]:
     """Register a function as a criterion under its own name; the function itself is unchanged.
 
     Args:
-        level, paper, reduction, normalizer, biases: See ``Criterion``.
+        level, paper, reduction, normalizer, biases, vectors: See ``Criterion``.
         needs: Names of statistics, or a function from options to such names.
         aliases: Other names.
 
@@ -122,7 +123,7 @@ def criterion(
         for key in names - STATISTICS.keys():
             raise ConfigError(unknown(f"statistic that criterion {name} needs", key, STATISTICS))
         _REGISTRY[name] = Criterion(
-            name, function, level, names, paper, reduction, normalizer, biases, needs_of=of
+            name, function, level, names, paper, reduction, normalizer, biases, vectors, needs_of=of
         )
         _ALIASES.update(dict.fromkeys(aliases, name))
         return function

@@ -42,7 +42,9 @@ class Gathered:
     Args:
         weights: The block's weights by qualified name.
         needs: ``gram`` for the products of inputs x x'; ``cross`` for x_dense x', where x_dense is
-            what the layer sees in the dense model; norms and means are always there.
+            what the layer sees in the dense model; norms and means are always there. Layers that
+            see only some of the tokens, as routed experts do, have no ``cross``: the dense model
+            may send them others.
         only: Names of layers to look at; default: all.
     """
 
@@ -53,6 +55,7 @@ class Gathered:
     leader: dict[str, str] = field(default_factory=dict)
     sums: dict[str, Sums] = field(default_factory=dict)
     dense: dict[str, list[Tensor]] = field(default_factory=dict)
+    routed: set[str] = field(default_factory=set)
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
@@ -75,6 +78,7 @@ class Gathered:
                 rows as a mask has entries ignores the rows of padding.
         """
         seen: dict[Any, str] = {}
+        most = [0]
         alive: list[Tensor] = []  # so that no address is used twice during the forward
         rows = {m.numel(): m.flatten() != 0 for m in reversed(valid)}
 
@@ -98,12 +102,14 @@ class Gathered:
                     "on others, so their statistics cannot be told apart: ignore= one of them"
                 )
             if leader == layer.name:
-                dense = self.dense[layer.name].pop(0) if layer.name in self.dense else None
-                if dense is not None and dense.shape != x.shape:
-                    raise DataError(
-                        f"{layer.name} sees other tokens in the pruned model than in the dense one "
-                        '(routed experts do): choose propagate="pruned"'
-                    )
+                queue = self.dense.get(layer.name)
+                dense = queue.pop(0) if queue else None
+                most[0] = max(most[0], len(x))
+                if "cross" in self.needs and (
+                    len(x) < most[0] or dense is None or dense.shape != x.shape
+                ):
+                    self.routed.add(layer.name)
+                    dense = None
                 x = x.detach().float()
                 dense = None if dense is None else dense.float()
                 if len(x) in rows:
@@ -137,6 +143,6 @@ class Gathered:
         values = {"input_norm": (sums.squares / n).sqrt(), "input_mean": sums.first / n}
         if "gram" in self.needs:
             values["gram"] = sums.gram / n
-        if "cross" in self.needs:
+        if "cross" in self.needs and self.leader[layer.name] not in self.routed:
             values["cross"] = sums.cross / n
         return Stats(layer.name, tokens=sums.tokens, **values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,12 +20,14 @@ class Problem:
         gram: ``(inputs, inputs)`` float32 with damping, positive definite.
         cholesky: Its lower factor.
         note: What had to be done beyond the usual damping; empty if nothing.
+        scale: Of each input; its weights were multiplied by it, and have to be divided again.
     """
 
     weight: Tensor
     gram: Tensor
     cholesky: Tensor
     note: str = ""
+    scale: Tensor | float = 1.0
 
 
 def problem(weight: Tensor, stats: Stats, damping: float = 0.01) -> Problem:
@@ -62,6 +64,35 @@ def problem(weight: Tensor, stats: Stats, damping: float = 0.01) -> Problem:
         f"the Gram matrix of {stats.name} cannot be factorized even with a damping of "
         f"{damping * 1e5:g} times its mean diagonal: look for infinite or huge activations"
     )
+
+
+def scaled_problem(weight: Tensor, stats: Stats, damping: float = 0.01) -> Problem:
+    """``problem`` with inputs scaled to a mean square of one: |weight| is then Wanda's score.
+
+    Damping is so the same for every input, however large it is.
+    """
+    scale = stats.gram.float().diagonal().sqrt()
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    gram = stats.gram.float() / scale / scale[:, None]
+    found = problem(weight.float() * scale, Stats(stats.name, gram=gram), damping)
+    return replace(found, scale=scale)
+
+
+def aimed(weight: Tensor, stats: Stats, damping: float = 0.01) -> Tensor:
+    r"""The weights that make of the inputs as they are what the dense layer made of the dense ones.
+
+    $W^* = W_0 (\bar C + \lambda \bar g I)(G + \lambda \bar g I)^{-1}$ with $\bar C$ = ``cross``.
+    Pruned weights W are as far from the dense outputs as they are from $W^*$ in the norm of the
+    damped G, but for a constant, so a solver that is given $W^*$ aims at the dense outputs.
+
+    Args:
+        weight: ``(outputs, inputs)``, dense.
+        stats: With ``gram`` and ``cross``.
+        damping: Relative to the mean of the diagonal; pulls towards the dense weights.
+    """
+    here = problem(weight, stats, damping)
+    change = weight.float() @ (stats.cross.float() - stats.gram.float())
+    return here.weight + torch.cholesky_solve(change.T, here.cholesky).T
 
 
 def layer_error(change: Tensor, gram: Tensor) -> float:

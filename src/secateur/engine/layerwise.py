@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -19,7 +19,7 @@ from secateur.engine.finished import Finished, Solution
 from secateur.engine.gather import Gathered
 from secateur.engine.parallel import add_up, agreed, own, place
 from secateur.engine.products import Layer
-from secateur.engine.sequential import Propagate, Step, walk
+from secateur.engine.sequential import Propagate, Step, block_weights, walk
 from secateur.engine.solve import solve_layers
 from secateur.engine.statistics import Stats
 from secateur.engine.streamed import Streamed
@@ -122,6 +122,27 @@ def solve_blocks(
             "or ignore= matches all of them"
         )
     return solution
+
+
+@contextmanager
+def whole_or_not_at_all(model: nn.Module, checkpoint: str | Path | None) -> Iterator[None]:
+    """Put the weights of the blocks back if something fails, or say how to go on."""
+    before: dict[nn.Parameter, Tensor] = {}
+    if checkpoint is None:
+        for block in find_blocks(model):
+            module = model.get_submodule(block.name)
+            before |= {p: p.data.clone() for p in block_weights(module, block).values()}
+    try:
+        yield
+    except BaseException as error:
+        for p, data in before.items():
+            p.data.copy_(data)
+        if checkpoint is not None:
+            error.add_note(
+                f"The model is pruned in part: load it again and call sparsify with the same "
+                f"arguments, and it goes on after the blocks that {checkpoint} holds."
+            )
+        raise
 
 
 def _solve_block(step: Step, job: Job) -> Solution:

@@ -87,6 +87,18 @@ class Outputs:
         return self.folder / f"{self.stream}-{key[0] or 'model'}-{key[1]}.safetensors"
 
 
+def block_weights(module: nn.Module, block: Block) -> dict[str, nn.Parameter]:
+    """Parameters of a block's module that may multiply activations, by their name in the model."""
+    prefix = f"{block.name}." if block.name else ""
+    return {
+        f"{prefix}{owner}.{name}".replace("..", ".") if owner else f"{prefix}{name}": p
+        for owner, part in module.named_modules()
+        if not isinstance(part, nn.Embedding)
+        for name, p in part.named_parameters(recurse=False)
+        if p.dim() >= 2 and p.is_floating_point()
+    }
+
+
 @dataclass
 class Step:
     """One block of the walk, with its weights in place.
@@ -105,14 +117,7 @@ class Step:
 
     def weights(self) -> dict[str, nn.Parameter]:
         """Parameters that may multiply activations, by their name in the model."""
-        prefix = f"{self.block.name}." if self.block.name else ""
-        return {
-            f"{prefix}{owner}.{name}".replace("..", ".") if owner else f"{prefix}{name}": p
-            for owner, part in self.module.named_modules()
-            if not isinstance(part, nn.Embedding)
-            for name, p in part.named_parameters(recurse=False)
-            if p.dim() >= 2 and p.is_floating_point()
-        }
+        return block_weights(self.module, self.block)
 
     def gather(
         self,
@@ -134,7 +139,11 @@ class Step:
 
 @dataclass
 class Walk:
-    """The samples on their way through the model."""
+    """The samples on their way through the model.
+
+    Where a dense stream runs beside the pruned one, ``before`` holds the weights of the block at
+    hand as they were.
+    """
 
     model: nn.Module
     blocks: Sequence[Block]
@@ -142,6 +151,7 @@ class Walk:
     streams: tuple[str, ...]
     outputs: dict[str, Outputs]
     position: int = 0
+    before: dict[nn.Parameter, Tensor] = field(default_factory=dict)
 
     def run(self, block: Block, sample: int, stream: str, keep: bool) -> None:
         """One sample through one block."""
@@ -191,10 +201,27 @@ class Walk:
         for sample in range(len(self.samples)):
             valid = token_masks(self.samples[sample])
             if "cross" in gathered.needs:
-                with gathered.remembering():
-                    self.run(block, sample, "dense", keep=False)
+                with self.dense_weights(), gathered.remembering():
+                    self.run(block, sample, "dense", keep=True)
             with gathered.watching(valid):
                 self.run(block, sample, self.streams[0], keep=False)
+
+    @contextmanager
+    def dense_weights(self) -> Iterator[None]:
+        """The block at hand as it was before anything was done to it."""
+        now = {p: p.data for p in self.before}
+        try:
+            for p, data in self.before.items():
+                p.data = data
+            yield
+        finally:
+            for p, data in now.items():
+                p.data = data
+
+    def has(self, block: Block, stream: str) -> bool:
+        """Whether it is known what a block gives on every sample."""
+        known = self.outputs[stream].values
+        return all((block.name, sample) in known for sample in range(len(self.samples)))
 
     def propagate(self, block: Block, stream: str) -> None:
         """Every sample through the block as it is, for what the next block sees."""
@@ -283,9 +310,16 @@ def walk(
         for number in range(here.position, len(blocks)):
             block = blocks[number]
             with residence(block) if residence is not None else nullcontext():
-                if "dense" in here.streams:
+                module = model.get_submodule(block.name)
+                if here.streams == ("pruned", "dense"):
+                    here.before = {p: p.data.clone() for p in module.parameters()}
+                elif "dense" in here.streams:
                     here.propagate(block, "dense")
-                yield Step(block, number, len(blocks), model.get_submodule(block.name), here)
+                yield Step(block, number, len(blocks), module, here)
+                if here.before and not here.has(block, "dense"):
+                    with here.dense_weights():
+                        here.propagate(block, "dense")
+                here.before = {}
                 if "pruned" in here.streams and number + 1 < len(blocks):
                     here.propagate(block, "pruned")
             here.finish(block, commit)

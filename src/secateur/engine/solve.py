@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from secateur.engine.finished import Row, Solution
-from secateur.engine.gram import layer_error
+from secateur.engine.gram import aimed, layer_error
 from secateur.engine.parallel import agreed, exchange, place, share
 from secateur.engine.products import Layer
 from secateur.engine.statistics import Stats
@@ -38,6 +38,8 @@ class Part:
         """The solution, the seconds that it took, and squared errors: of the change, of all."""
         began = time.perf_counter()
         before = self.of(weight).clone()
+        if "cross" in self.stats:
+            before = aimed(before, self.stats)
         target = self.target
         if target.keep is not None:
             target = Target(keep=target.keep[self.rows])

@@ -20,11 +20,14 @@ class Target:
         amount: Fraction to remove, in [0, 1].
         pattern: ``(n, m)``: n of every m consecutive inputs of an output go.
         keep: A mask that is given, True = stays; the other two are then not looked at.
+        rows: ``(outputs,)``, how much an error of each output matters; scores are multiplied by it
+            where outputs are compared with each other. Default: all the same.
     """
 
     amount: float = 0.5
     pattern: tuple[int, int] | None = None
     keep: Tensor | None = None
+    rows: Tensor | None = None
 
     @property
     def kind(self) -> str:
@@ -79,7 +82,7 @@ def keep_best(scores: Tensor, target: Target, per: Literal["layer", "row"] = "la
     Of ``n`` scores ``round(amount n)`` go; of equal ones the first goes first.
 
     Args:
-        scores: ``(outputs, inputs)``, higher = keep.
+        scores: ``(outputs, inputs)``, higher = keep, in proportion to the size of the weight.
         target: What to keep; its ``keep`` is returned if there is one.
         per: Compare within the layer or within each output. A pattern is always within groups.
 
@@ -102,13 +105,20 @@ def keep_best(scores: Tensor, target: Target, per: Literal["layer", "row"] = "la
         return _without_lowest(scores.reshape(-1, group), gone).view(scores.shape)
     if per == "row":
         return _without_lowest(scores, round(target.amount * scores.shape[1]))
+    if target.rows is not None:
+        scores = scores * target.rows.to(scores)[:, None]
     flat = scores.reshape(1, -1)
     return _without_lowest(flat, round(target.amount * flat.shape[1])).view(scores.shape)
 
 
 def _without_lowest(scores: Tensor, count: int) -> Tensor:
-    order = scores.argsort(dim=1, stable=True)
-    return torch.ones_like(scores, dtype=torch.bool).scatter_(1, order[:, :count], False)
+    if not 0 < count < scores.shape[1]:
+        return torch.full_like(scores, count == 0, dtype=torch.bool)
+    last = scores.kthvalue(count, dim=1, keepdim=True).values
+    keep = scores >= last  # of those that equal the last one, the first go until it is enough
+    more = count - (~keep).sum(1, keepdim=True)
+    equal = scores == last
+    return keep & ~(equal & (equal.cumsum(1) <= more))
 
 
 def parse_pattern(pattern: str | tuple[int, int] | None) -> tuple[int, int] | None:

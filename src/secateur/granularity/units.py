@@ -245,7 +245,9 @@ def _elements(
             m = members[c.name][k]
             if m.over is not None:
                 rows, unit = positions(scores, m, c.size)
-                found[c.name, k] = unit_sum(rows.sum(1), unit, c.size)
+                lines = rows.sum(1)
+                lines = lines.abs() if criterion.vectors else lines
+                found[c.name, k] = unit_sum(lines, unit, c.size)
                 continue
             if m.axis not in along:
                 lines = scores.movedim(m.axis, 0).reshape(scores.shape[m.axis], -1).sum(1)

@@ -46,6 +46,8 @@ class Method:
         penalty: Gradients added to the loss's, or a shrinkage after the step.
         gate: A map from weight and auxiliary parameters to the weight that the forward sees.
         rule: Free moments before and after each step (see ``engine.seams``).
+        search: Chooses which blocks go, of a granularity ``layer`` or ``sublayer``: from a
+            ``methods.depth.Depth`` and when it is enough to the gaps.
         solver: Chooses and updates the weights of one layer together, from its inputs.
         transform: Rewrites the model before anything is scored.
         recovery: What follows the removal: a name, a name with options, or a list of these.
@@ -71,6 +73,7 @@ class Method:
     penalty: Any = None
     gate: Any = None
     rule: Any = None
+    search: Any = None
     solver: Any = None
     transform: Any = None
     recovery: Any = None

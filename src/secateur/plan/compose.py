@@ -26,6 +26,8 @@ def then(first: Plan, second: Plan) -> Plan:
     """
     if first.graph is None:
         raise PlanError("a stored plan cannot be composed without its graph: trace the model first")
+    if first.dropped or second.dropped:
+        raise PlanError("plans that drop whole blocks cannot be composed: apply them in turn")
     _check_follows(first, second)
     _refuse_rows(first, second)
     keep = _masks(first)

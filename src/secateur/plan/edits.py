@@ -57,7 +57,7 @@ def check_edit(edit: Edit, where: str) -> None:
             raise StoreError(f"{where} may not be stored or loaded: {what}. Make the plan anew.")
 
     module = edit.module
-    check(isinstance(module, str) and _MODULE.fullmatch(module) is not None, "it names no module")
+    check(is_module(module), "it names no module")
     check(isinstance(edit.name, str) and len(edit.name) < 400, "it names nothing to change")
     if edit.call is None:
         check(edit.function is None, "it names a function, but no call of it")
@@ -111,6 +111,11 @@ def check_target(model: nn.Module, edit: Edit, where: str) -> None:
             f"{where} sets {edit.module or 'the model'}'s {edit.name!r}, which is not a number (or "
             "list of numbers) there: load onto the architecture that it was made for."
         )
+
+
+def is_module(name: Any) -> bool:
+    """True for a text that can be the qualified name of a module."""
+    return isinstance(name, str) and len(name) < 400 and _MODULE.fullmatch(name) is not None
 
 
 def is_numbers(value: Any, depth: int = 0) -> bool:

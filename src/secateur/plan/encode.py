@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from secateur.errors import StoreError
 from secateur.graph.classes import Axis
-from secateur.plan.edits import check_edit, is_numbers
+from secateur.plan.edits import check_edit, is_module, is_numbers
 from secateur.plan.files import read_text, write_text, write_together
+from secateur.plan.gaps import Gap
 from secateur.plan.plan import Edit, Plan
 
 FORMAT = "secateur-plan"
@@ -59,6 +61,7 @@ def encode(plan: Plan, **more: Any) -> str:
         "shapes": {name: [int(n) for n in shape] for name, shape in plan.shapes.items()},
         "axes": {name: _lists(axes) for name, axes in plan.axes.items()},
         "edits": None if plan.edits is None else [_edit_data(e) for e in plan.edits],
+        **({"dropped": [asdict(gap) for gap in plan.dropped]} if plan.dropped else {}),
         **more,
     }
     return _text({**data, "sha256": digest(data)})
@@ -261,6 +264,7 @@ def _plan(data: dict[str, Any], where: str) -> Plan:
         made_by=tables["made_by"],  # type: ignore[arg-type]
         edits=_edits(data.get("edits"), where),
         notes=tuple(notes),  # type: ignore[arg-type]
+        dropped=_dropped(data.get("dropped", []), where),
     )
 
 
@@ -338,6 +342,17 @@ def _edits(data: Any, where: str) -> tuple[Edit, ...] | None:
         check_edit(edit, here)
         edits.append(edit)
     return tuple(edits)
+
+
+def _dropped(data: Any, where: str) -> tuple[Gap, ...]:
+    _check(where, _all(data, dict), "'dropped' is not a list of tables")
+    for item in data:
+        outputs = item.get("outputs")
+        good = item.keys() == {"module", "outputs"} and is_module(item["module"])
+        good = good and (outputs is None or (_is_int(outputs) and 0 <= outputs < 64))
+        _check(where, good, f"{_short(item)} names no block or part of one to drop")
+    _check(where, len({item["module"] for item in data}) == len(data), "a block is dropped twice")
+    return tuple(Gap(**item) for item in data)
 
 
 def _check(where: str, condition: bool, what: str) -> None:

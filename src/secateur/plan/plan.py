@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from secateur.errors import PlanError
 from secateur.graph.classes import Axis, axis_kept, axis_mask
+from secateur.plan.gaps import Gap
 from secateur.plan.selection import Selection, selection
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Plan:
         made_by: How the plan was made: criterion, scope, amount, seed, versions.
         edits: What the Python side must say differently; None until solved for.
         notes: What the reader should know: classes given back, and why.
+        dropped: Whole blocks, or parts of blocks, that go first; everything else in the plan is
+            about the model without them.
         graph: The graph it was made from, if at hand; not part of the stored plan.
     """
 
@@ -63,6 +66,7 @@ class Plan:
     made_by: Mapping[str, Any] = field(default_factory=dict)
     edits: tuple[Edit, ...] | None = None
     notes: tuple[str, ...] = ()
+    dropped: tuple[Gap, ...] = ()
     graph: Graph | None = field(default=None, compare=False, repr=False)
 
     @classmethod

@@ -8,6 +8,7 @@ is code.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import sys
 from collections.abc import Callable, Mapping
@@ -37,6 +38,7 @@ from secateur.plan.folder import (
     sha256_of,
     tensors_of,
 )
+from secateur.plan.gaps import drop
 from secateur.plan.plan import Plan
 from secateur.plan.surgery import change_python_side, check_architecture
 
@@ -158,6 +160,8 @@ def load(
     if not isinstance(original, nn.Module):
         raise StoreError(f"load needs a module or what builds one, not {type(original).__name__}")
     where = str(folder.path / PLAN)
+    if folder.plan.dropped:
+        original = _dropped(folder.plan, original, where)
     try:
         check_architecture(folder.plan, original)
     except PlanError as error:
@@ -187,6 +191,16 @@ def load(
     for name in folder.added:
         _add(result, name, stored[name], device, dtype)
     return result
+
+
+def _dropped(plan: Plan, original: nn.Module, where: str) -> nn.Module:
+    """A copy of the original architecture without the blocks that the plan drops."""
+    try:
+        return drop(copy.deepcopy(original), plan.dropped)
+    except PlanError as error:
+        raise StoreError(
+            f"{where}: {error}: load onto the architecture that was pruned, with all its blocks."
+        ) from error
 
 
 # What surgery may raise when a hostile plan does not fit the model.

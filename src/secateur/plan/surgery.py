@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from secateur.errors import PlanError, SurgeryError
 from secateur.graph.forward import named_tensors, skeleton, uncollected
 from secateur.plan.attention import narrow_attention
+from secateur.plan.gaps import drop
 from secateur.plan.mend import mend
 from secateur.plan.selection import fill as fill_in
 from secateur.plan.selection import gather
@@ -21,6 +23,12 @@ if TYPE_CHECKING:
 
 def apply(plan: Plan, model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """The model with the planned units removed; see ``Plan.apply``."""
+    if plan.dropped and not (plan.graph is not None and model is plan.graph.model):
+        rest = replace(plan, dropped=())
+        if inplace:
+            apply(rest, drop(skeleton(model), plan.dropped))  # a rehearsal
+        whole = drop(model if inplace else copy.deepcopy(model), plan.dropped)
+        return apply(rest, whole, inplace=True)
     check_architecture(plan, model)
     with uncollected():
         if inplace:

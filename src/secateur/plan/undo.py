@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 def removed_slices(plan: Plan, model: nn.Module) -> dict[str, Tensor]:
     """What the plan removes from a model; see ``Plan.removed_slices``."""
+    _refuse_dropped(plan)
     check_architecture(plan, model)
     tensors = named_tensors(model)
     return {n: tensors[n].detach()[_gone(plan, n, tensors[n])] for n in plan.touched}
@@ -31,6 +32,7 @@ def restore(
     plan: Plan, pruned: nn.Module, slices: Mapping[str, Tensor], onto: nn.Module
 ) -> nn.Module:
     """The original architecture again; see ``Plan.restore``."""
+    _refuse_dropped(plan)
     check_architecture(plan, onto)
     kept = named_tensors(pruned)
     strange = [n for n in kept if n not in plan.shapes]
@@ -58,6 +60,11 @@ def restore(
             tensors[name] = full
     copies = {n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
     return with_tensors(onto, copies)
+
+
+def _refuse_dropped(plan: Plan) -> None:
+    if plan.dropped:
+        raise PlanError("a plan that drops whole blocks cannot be undone: keep the dense model")
 
 
 def _gone(plan: Plan, name: str, like: Tensor) -> Tensor:

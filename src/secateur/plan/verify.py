@@ -30,6 +30,7 @@ from secateur.graph.forward import (
     skeleton,
     tensors_in,
 )
+from secateur.plan.gaps import drop, skipping
 from secateur.plan.reference import Reference, ReferenceError
 from secateur.plan.selection import gather, selection
 from secateur.plan.surgery import masked
@@ -115,6 +116,8 @@ def verify(
         )  # fmt: skip
     plan = plan.prepared()
     pruned = pruned if pruned is not None else plan.apply(model)
+    if plan.dropped and model is not (plan.graph and plan.graph.model):
+        return _without_dropped(plan, model, pruned, example_inputs, seed)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     tolerance = TOLERANCE.get(dtype, 1e-4)
     inputs = _randomised(example_inputs, seed)
@@ -142,6 +145,31 @@ def verify(
         )
     where = None if ok else _where(plan, model, pruned, inputs, seed, tolerance)
     return Verification(ok, error, tolerance, change, plan.exact, where, note=note)
+
+
+def _without_dropped(
+    plan: Plan, model: nn.Module, pruned: nn.Module, inputs: Any, seed: int
+) -> Verification:
+    """First the model without what is dropped against the whole one that skips it; then the rest.
+
+    The whole model computes what is dropped and ignores it, so that nothing which the removal moves
+    or renumbers is used twice.
+    """
+    less = drop(copy.deepcopy(model), plan.dropped)
+    rest = verify(replace(plan, dropped=()), less, pruned, example_inputs=inputs, seed=seed)
+    here = _randomised(inputs, seed)
+    with skipping(model, plan.dropped):
+        reference = _outputs(model, here, seed)
+    error = _distance(reference, _outputs(less, here, seed))
+    change = max(_distance(_outputs(model, here, seed), reference), rest.change)
+    where = rest.where or (plan.dropped[0].module if error > rest.tolerance else None)
+    return replace(
+        rest,
+        ok=rest.ok and error <= rest.tolerance,
+        error=max(error, rest.error),
+        change=change,
+        where=where,
+    )
 
 
 def _randomised(example_inputs: Any, seed: int) -> Any:
@@ -205,6 +233,14 @@ def masked_model(model: nn.Module, plan: Plan | MaskSet) -> Iterator[nn.Module]:
     """
     from secateur.plan.surgery import check_architecture
 
+    if not isinstance(plan, MaskSet) and plan.dropped:
+        if plan.keep:
+            raise PlanError(
+                "a plan that drops blocks and narrows others cannot be masked: apply it"
+            )
+        with skipping(model, plan.dropped):
+            yield model
+        return
     tensors = named_tensors(model)
     names = plan.check(model) if isinstance(plan, MaskSet) else plan.touched
     if not isinstance(plan, MaskSet):

@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.engine.batches import Forward, require, require_finite, require_teacher, run, take
-from secateur.engine.inputs import LayerInputs
-from secateur.errors import DataError
-from secateur.measure.calling import device_of, evaluating, to_device, unfused
+from secateur.engine.batches import Forward, require, require_finite, require_teacher
+from secateur.recovery.dense_inputs import dense_inputs
 from secateur.recovery.fed_less import fed_less
 from secateur.recovery.moments import weight_rows
 from secateur.recovery.registry import member
@@ -63,26 +61,17 @@ class Bias:
         source = require(data, "Bias")
         require_finite(model)
         places, skipped = fed_less(model, dense, plan)
-        means = LayerInputs(dense, {"input_mean"}, only=places)
-        with evaluating(dense), unfused(), means, torch.no_grad():
-            for batch in take(source, self.batches) if places else ():
-                run(dense, to_device(batch, device_of(dense)), self.forward)
-        seen = means.result()
+        seen = dense_inputs(dense, places, {"input_mean"}, source, self.batches, self.forward)
         added = {}
         for name, (rows, columns) in places.items():
-            known = seen.get(f"{name}.weight".lstrip("."))
-            if known is None:
+            if name not in seen:
                 skipped[name] = "its forward is never called"
                 continue
             weight = weight_rows(dense.get_submodule(name)).detach().float()
             weight = weight.reshape(*weight.shape[:2], -1).sum(-1)  # over a kernel's positions
             lost = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
             lost[columns] = False
-            added[name] = weight[rows][:, lost] @ known["input_mean"][lost]
-            if not bool(torch.isfinite(added[name]).all()):
-                raise DataError(
-                    f"the input of {name} is not finite on these batches: look for NaN in the data"
-                )
+            added[name] = weight[rows][:, lost] @ seen[name]["input_mean"][lost]
         made = [name for name in added if model.get_submodule(name).bias is None]
         for name, shift in added.items():
             add_to_bias(model.get_submodule(name), shift)

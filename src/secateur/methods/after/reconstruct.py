@@ -50,8 +50,7 @@ def solve(
 
     Args:
         weight: ``(outputs, inputs)``.
-        stats: With ``gram``; with ``cross`` too, the target is what the dense model's layer gives
-            on the dense model's input.
+        stats: With ``gram``.
         target: Usually a mask; without one, Wanda's is taken.
         damping: Added to the diagonal, relative to its mean.
         iterations: Of preconditioned conjugate gradients for all rows at once, from the weights as
@@ -61,8 +60,6 @@ def solve(
     scores = here.weight.abs() * here.gram.diagonal().sqrt()
     keep = keep_best(scores, target, per="row")
     aim = here.weight @ here.gram
-    if "cross" in stats:  # the damping pulls to the dense weights in both cases
-        aim += weight.float() @ (stats.cross.float() - stats.gram.float())
     if iterations is None:
         solved = exact(here.gram, aim, keep)
     else:

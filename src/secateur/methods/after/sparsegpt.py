@@ -82,14 +82,15 @@ def solve(
     for start in range(0, columns, block):
         stop = min(start + block, columns)
         if target.keep is None and not group:
-            part = Target((round(target.amount * stop * rows) - removed) / ((stop - start) * rows))
-            scores = (w[start:stop] / scale[start:stop, None]).square().T
+            share = (round(target.amount * stop * rows) - removed) / ((stop - start) * rows)
+            part = Target(share, rows=target.rows)
+            scores = (w[start:stop] / scale[start:stop, None]).abs().T
             keep[start:stop] = keep_best(scores, part).T
             removed += round(part.amount * scores.numel())
         errors = torch.empty(stop - start, rows)
         for i in range(start, stop):
             if group and (i - start) % group == 0:
-                scores = (w[i : i + group] / scale[i : i + group, None]).square().T
+                scores = (w[i : i + group] / scale[i : i + group, None]).abs().T
                 keep[i : i + group] = keep_best(scores, target).T
             stays = rounded(w[i] * keep[i])
             errors[i - start] = (w[i] - stays) / scale[i]

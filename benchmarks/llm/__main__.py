@@ -1,0 +1,80 @@
+"""``python -m benchmarks.llm``: prune a language model by every method, keep every finished cell.
+
+    python -m benchmarks.llm                          # what is missing, the most important first
+    python -m benchmarks.llm --only wanda --redo
+    WANDA=/path/to/wanda SPARSEGPT=/path/to/sparsegpt python -m benchmarks.llm --authors
+    python -m benchmarks.llm --page                   # only write docs/llm.md
+
+A cell takes two to six minutes on one core. Without ``--authors`` nothing but packages is needed.
+"""
+
+import argparse
+import json
+from typing import Any
+
+from benchmarks.llm import authors, page
+from benchmarks.llm.cell import DENSE, child
+from benchmarks.llm.store import PAGE, append, key, load
+
+CELLS: tuple[dict[str, Any], ...] = (
+    {"method": "default", "target": "50%", "sample": True},
+    {"method": DENSE},
+    {"method": "sparsegpt", "target": "50%", "sample": True},
+    {"method": "default", "target": "2:4"},
+    {"method": "sparsegpt", "target": "2:4"},
+    {"method": "wanda", "target": "50%"},
+    {"method": "magnitude", "target": "50%"},
+    {"method": "default", "target": "60%"},
+    {"method": "sparsegpt", "target": "60%"},
+    {"method": "default", "target": "50%", "arguments": {"scope": "uniform"}},
+    {"method": "sparsegpt", "target": "50%", "arguments": {"scope": "fisher"}},
+    {"method": "ria", "target": "50%"},
+    {"method": "dsnot", "target": "50%"},
+    {"method": "magnitude", "target": "50%", "arguments": {"scope": "global"}},
+    {"method": "wanda", "target": "50%", "arguments": {"scope": "owl"}},
+    {"method": "wanda", "target": "50%", "arguments": {"scope": "alpha-pruning"}},
+    {"method": "admm", "target": "50%"},
+    {"method": "wanda", "target": "2:4"},
+    {"method": "magnitude", "target": "2:4"},
+    {"method": "sparsegpt", "target": "50%", "arguments": {"propagate": "both"}},
+    {"method": "alps", "target": "50%"},
+    {"method": "sparseswaps", "target": "50%"},
+)
+THEIRS: tuple[dict[str, Any], ...] = (
+    {"method": "wanda", "target": "50%", "by": "authors"},
+    {"method": "sparsegpt", "target": "50%", "by": "authors"},
+    {"method": "sparsegpt", "target": "2:4", "by": "authors"},
+)
+
+
+def main() -> None:
+    """Run what is missing, write the page."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.llm", description=__doc__)
+    parser.add_argument("--only", action="append", metavar="METHOD")
+    parser.add_argument("--target", action="append", metavar="TARGET")
+    parser.add_argument("--authors", action="store_true", help="their code, from WANDA, SPARSEGPT")
+    parser.add_argument("--cells", type=int, metavar="N", help="stop after so many")
+    parser.add_argument("--redo", action="store_true")
+    parser.add_argument("--page", action="store_true", help="only write the page")
+    options = parser.parse_args()
+    done, ran = load(), 0
+    for wanted in () if options.page else (*CELLS, *(THEIRS if options.authors else ())):
+        if (
+            (options.only and wanted["method"] not in options.only)
+            or (options.target and wanted.get("target") not in options.target)
+            or (key(wanted) in done and not options.redo)
+            or (options.cells is not None and ran >= options.cells)
+        ):
+            continue
+        if wanted.get("by") == "authors" and not authors.available(wanted["method"]):
+            print(f"{wanted['method']}: set {authors.FOLDERS[wanted['method']]} to their folder")
+            continue
+        cell = child(wanted)
+        append(cell)
+        ran += 1
+        print(json.dumps({k: v for k, v in cell.items() if k not in ("records", "text")}))
+    PAGE.write_text(page.made(load()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

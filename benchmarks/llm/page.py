@@ -1,0 +1,135 @@
+"""The page of the finished cells."""
+
+from typing import Any
+
+from benchmarks.llm.store import key
+
+HEAD = """# Pruning a language model after training
+
+Made by `python -m benchmarks.llm` from its finished cells. The model is SmolLM2-135M-Instruct
+({parameters}), whose published 4-bit weights are expanded to float32. Calibration: 16 pieces of 512
+tokens from random places of the first 80 % of a Wikipedia text, seed 0. *wiki* is the perplexity
+over 8 windows of 512 tokens of the last 20 %, *web* that over 4 windows of another corpus (C4),
+which nothing was calibrated on. *choices* is the share of 40 questions made from C4 in which the
+right one of four endings of a passage is the likeliest (chance: 25 %; two standard errors are about
+15 points, so it tells only the broken from the whole). Seconds are processor time of one core for
+all of the pruning, calibration included; memory is what it needed beyond the model itself. All
+layers of all 30 blocks are pruned; embeddings, head and norms stay dense, as in every paper.
+Options are the methods' own but for those in brackets; `default` is `sec.sparsify` without a
+method (ADMM of ten iterations, amounts by `scope="fisher"`; a pattern leaves nothing to divide).
+One seed.
+"""
+
+
+def made(cells: dict[str, dict[str, Any]]) -> str:
+    """Markdown of everything that is there."""
+    rows = list(cells.values())
+    dense = next((c for c in rows if c["method"] == "dense"), None)
+    lines = [HEAD.format(parameters="134.5 million parameters, 30 blocks")]
+    if dense:
+        lines += [
+            f"Dense: wiki {dense['wiki']:.2f}, web {dense['web']:.2f}, "
+            f"choices {dense['choices']:.1%}.",
+            "",
+        ]
+    targets = sorted({c["target"] for c in rows if "target" in c}, key=lambda t: (":" in t, t))
+    for target in targets:
+        lines += _table(target, [c for c in rows if c.get("target") == target], dense)
+    return "\n".join([*lines, *_authors(cells), *_texts(rows), *_records(dense)])
+
+
+def _table(target: str, rows: list[dict[str, Any]], dense: dict[str, Any] | None) -> list[str]:
+    reference = next((c for c in rows if _name(c) == "`sparsegpt`" and not c.get("by")), None)
+    lines = [
+        f"## {target}",
+        "",
+        "| method | wiki | web | choices | gap of SparseGPT closed | s | memory, MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for c in sorted((c for c in rows if not c.get("by")), key=lambda c: c["wiki"]):
+        closed = ""
+        if reference is not None and dense is not None:
+            whole = reference["wiki"] - dense["wiki"]
+            closed = f"{(reference['wiki'] - c['wiki']) / whole:.0%}"
+        lines.append(
+            f"| {_name(c)} | {c['wiki']:.1f} | {c['web']:.1f} | {c['choices']:.1%} | {closed} "
+            f"| {c['seconds']:.0f} | {c['peak_mb']} |"
+        )
+    return [*lines, ""]
+
+
+def _name(cell: dict[str, Any]) -> str:
+    said = [
+        f"{k}={v!r}" for part in ("options", "arguments") for k, v in cell.get(part, {}).items()
+    ]
+    return f"`{cell['method']}`" + (f" ({', '.join(said)})" if said else "")
+
+
+def _authors(cells: dict[str, dict[str, Any]]) -> list[str]:
+    """Their code beside ours."""
+    rows = []
+    for cell in cells.values():
+        ours = cells.get(key({k: v for k, v in cell.items() if k != "by"}))
+        if cell.get("by") != "authors" or ours is None:
+            continue
+        same = "" if cell["agreement"] is None else f"{cell['agreement']:.4%}"
+        rows.append(
+            f"| {cell['method']} | {cell['target']} | {same} | {cell['wiki']:.3f} "
+            f"| {ours['wiki']:.3f} ({ours['wiki'] / cell['wiki'] - 1:+.2%}) "
+            f"| {ours['seconds'] / cell['seconds']:.2f} "
+            f"| {ours['peak_mb'] / cell['peak_mb']:.2f} |"
+        )
+    if not rows:
+        return []
+    return [
+        "## The authors' own code",
+        "",
+        "On the same model and the same tokens: their classes for one layer, called block after",
+        "block as their scripts do (`python -m benchmarks.llm --authors`). Time and memory are",
+        "ours divided by theirs.",
+        "",
+        "| method | target | weights on which the masks agree | wiki, theirs | wiki, ours | time "
+        "| memory |",
+        "|---|---|---|---|---|---|---|",
+        *rows,
+        "",
+    ]
+
+
+def _texts(rows: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for cell in rows:
+        for one in cell.get("text", ()):
+            if not lines:
+                lines = ["## How the texts go on", "", "The likeliest token, thirty times.", ""]
+                lines += ["| | *beginning* ... |", "|---|---|"]
+            seen = f"*{one['prompt']}* ... {_line(one['dense'])}"
+            if f"| dense | {seen} |" not in lines:
+                lines.append(f"| dense | {seen} |")
+            said = f"*{one['prompt']}* ... {_line(one['pruned'])}"
+            lines.append(f"| {_name(cell)}, {cell['target']} | {said} |")
+    return [*lines, ""] if lines else []
+
+
+def _line(text: str) -> str:
+    return " ".join(text.replace("|", "/").split())
+
+
+def _records(dense: dict[str, Any] | None) -> list[str]:
+    if dense is None:
+        return []
+    lines = ["## What was read", "", "| | source | pieces x tokens | SHA-256 of the text |"]
+    lines.append("|---|---|---|---|")
+    for name, record in dense["records"].items():
+        lines.append(
+            f"| {name} | {record['source']} | {record['number']} x {record['length']} "
+            f"| `{record['sha256'][:16]}` |"
+        )
+    vocabulary = dense["records"]["wiki"]
+    lines += [
+        "",
+        f"Tokenizer: `{vocabulary['tokenizer']}`, {vocabulary['vocabulary']:,} tokens, SHA-256 "
+        f"`{vocabulary['vocabulary_sha256'][:16]}`.",
+        "",
+    ]
+    return lines

@@ -1,0 +1,1 @@
+"""Structured pruning of a real language model: width and depth, perplexity and speed."""

@@ -1,0 +1,81 @@
+"""One cell: a method and a goal on SmolLM2-135M, in a process of its own.
+
+python -m benchmarks.structured.cell '{"method": "shortgpt", "goal": {"amount": 0.2}}'
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+TOKENS = (8, 512)  # pieces of calibration and their length, where a cell says nothing else
+
+
+def measure(wanted: dict[str, Any]) -> dict[str, Any]:
+    """Prune, judge by both held-out texts, time beside the dense model."""
+    import torch
+    from benchmarks.llm import material
+
+    import secateur as sec
+    from secateur.analyse import language
+
+    torch.set_num_threads(1)
+    tokenizer, wiki, model = material.tokenizer(), material.text("wiki"), material.model()
+    cut = int(0.8 * len(wiki))
+    number, length = wanted.get("tokens", TOKENS)
+    pieces = language.calibration(
+        tokenizer, wiki[:cut], number=number, length=length, seed=wanted.get("seed", 0)
+    )
+    cell: dict[str, Any] = dict(wanted)
+    small = model
+    if wanted["method"] != "dense":
+        batches = [{"input_ids": ids, "labels": ids} for ids in pieces.ids.split(1)]
+        began = time.process_time()
+        result = sec.prune(
+            model,
+            {"input_ids": pieces.ids[:1, :32]},
+            method=(wanted["method"], wanted.get("options", {})),
+            data=batches,
+            verify=wanted.get("verify", True),
+            measure=False,
+            progress=False,
+            **wanted["goal"],
+            **wanted.get("arguments", {}),
+        )
+        cell["seconds"] = round(time.process_time() - began, 1)
+        proof, small = result.verification, result.model
+        cell["proof"] = None if proof is None else {"ok": proof.ok, "error": proof.error}
+        cell["dropped"] = [gap.module for gap in result.plan.dropped]
+        cell["removed"] = sum(result.plan.removed.values())
+        if wanted.get("speed"):
+            ids = pieces.ids[:1, :128]
+            found = sec.measure(small, {"input_ids": ids}, against=model, repeats=7, warmup=1)
+            cell["speedup"] = round(found.against.speedup.ratio, 3)
+    cell["parameters"] = sum(p.numel() for p in small.parameters())
+    for name, windows in {
+        "wiki": language.held_out(tokenizer, wiki[cut:], number=8, length=512),
+        "web": language.held_out(tokenizer, material.text("c4"), number=4, length=512),
+    }.items():
+        cell[name] = round(language.perplexity(small, windows), 2)
+    return cell
+
+
+def child(wanted: dict[str, Any]) -> dict[str, Any]:
+    """``measure`` in a new process, which has nothing else in memory."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.structured.cell", json.dumps(wanted)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(json.loads(sys.argv[1]))))

@@ -1,0 +1,190 @@
+"""The layers of all blocks of a dense model, and what they see in one pass of the data."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.engine.batches import run, task_loss
+from secateur.engine.blocks import find_blocks
+from secateur.engine.gather import Gathered
+from secateur.engine.products import Layer
+from secateur.engine.sequential import block_weights, token_masks
+from secateur.errors import DataError
+from secateur.measure.calling import device_of, evaluating, to_device, unfused
+
+
+@torch.no_grad()
+def dense_norms(
+    model: nn.Module, samples: Sequence[Any], ignored: Callable[[str], bool] = lambda _: False
+) -> list[tuple[Layer, str, Tensor]]:
+    """Every layer of the blocks with the name of its block and the norms of its inputs.
+
+    Args:
+        model: Stays as it is.
+        samples: Calibration batches.
+        ignored: Whether a parameter is left out.
+
+    Example:
+        >>> (layer, block, norm), *_ = dense_norms(nn.Linear(2, 1), [torch.ones(3, 2)])
+        >>> layer.name, norm
+        ('weight', tensor([1., 1.]))
+    """
+    device = device_of(model)
+    batches = [to_device(batch, device) for batch in samples]
+    with evaluating(model), unfused():
+        gathered, owner = _watched(model, batches[0], ignored)
+        for batch in batches:
+            with gathered.watching(token_masks(batch)):
+                run(model, batch)
+    return [
+        (layer, owner[layer.parameter], gathered.stats(layer).input_norm)
+        for group in gathered.groups()
+        for layer in group
+    ]
+
+
+def _watched(
+    model: nn.Module, batch: Any, ignored: Callable[[str], bool]
+) -> tuple[Gathered, dict[str, str]]:
+    """Sums for the weights of all blocks, and the block of each weight."""
+    owner: dict[str, str] = {}
+    weights: dict[str, Tensor] = {}
+    for block in find_blocks(model, lambda: run(model, batch)):
+        for name, p in block_weights(model.get_submodule(block.name), block).items():
+            if not ignored(name):
+                weights[name], owner[name] = p, block.name
+    return Gathered(weights), owner
+
+
+@dataclass(frozen=True)
+class Energies:
+    """Mean squares over tokens of what goes into a layer and of the loss's gradient behind it.
+
+    Attributes:
+        layer, block: The layer, and the name of its block.
+        inputs: ``(inputs,)``.
+        gradients: ``(outputs,)``.
+    """
+
+    layer: Layer
+    block: str
+    inputs: Tensor
+    gradients: Tensor
+
+
+def dense_energies(
+    model: nn.Module, samples: Sequence[Any], ignored: Callable[[str], bool] = lambda _: False
+) -> list[Energies]:
+    """One forward and one backward a sample; gradients of activations only, none of weights.
+
+    Layers are those whose module has no other and gives ``(..., outputs)``; experts that are
+    stacked in one parameter and convolutions are left out.
+
+    Args:
+        model: Stays as it is.
+        samples: Batches with a target or labels; ``input_ids`` alone are their own labels.
+        ignored: Whether a parameter is left out.
+
+    Raises:
+        DataError: No loss follows from a batch, or it is not finite.
+
+    Example:
+        >>> net = nn.Linear(2, 1, bias=False)
+        >>> (one,) = dense_energies(net, [(torch.ones(3, 2), net(torch.ones(3, 2)).detach() + 3)])
+        >>> one.inputs, one.gradients  # d/dy of the mean of (y - t)^2 is 2 (y - t) / 3
+        (tensor([1., 1.]), tensor([4.]))
+    """
+    device = device_of(model)
+    batches = [_labelled(model, to_device(batch, device)) for batch in samples]
+    sums: dict[str, list[Any]] = {}
+
+    def watch(name: str) -> Callable[..., Tensor | None]:
+        def forward(_: nn.Module, __: Any, output: Any) -> Tensor | None:
+            if not isinstance(output, Tensor):
+                return None
+            if not output.requires_grad:  # nothing before it is differentiable
+                output = output.requires_grad_().clone()
+            output.register_hook(backward)
+            return output
+
+        def backward(gradient: Tensor) -> None:
+            flat = gradient.float().flatten(0, -2)
+            count, sum_ = sums.get(name, (0, 0.0))
+            sums[name] = [count + len(flat), sum_ + flat.square().sum(0)]
+
+        return forward
+
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        stack.enter_context(unfused())
+        stack.enter_context(_frozen(model))
+        gathered, owner = _watched(model, batches[0], ignored)
+        for name in owner:
+            module = model.get_submodule(name.rpartition(".")[0])
+            if sum(p.dim() > 1 for p in module.parameters()) == 1:
+                stack.callback(module.register_forward_hook(watch(name)).remove)
+        stack.enter_context(torch.enable_grad())
+        for batch in batches:
+            with gathered.watching(token_masks(batch)):
+                loss = task_loss(run(model, batch), batch)
+            if not bool(loss.isfinite()):
+                raise DataError(
+                    f"the loss is {float(loss)} on a calibration batch: look for NaN in the "
+                    "inputs or the weights"
+                )
+            loss.backward()
+    return [
+        Energies(layer, owner[layer.parameter], gathered.stats(layer).input_norm.square(), g / n)
+        for group in gathered.groups()
+        for layer in group
+        for n, g in [sums.get(layer.name, (0, None))]
+        if g is not None and g.shape == (layer.shape[0],)
+    ]
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    before = [(p, p.requires_grad) for p in model.parameters()]
+    for p, _ in before:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p, flag in before:
+            p.requires_grad_(flag)
+
+
+def _labelled(model: nn.Module, batch: Any) -> Any:
+    """A text is its own target, padding apart, for a model that takes labels."""
+    if not isinstance(batch, Mapping) or "labels" in batch or "input_ids" not in batch:
+        return batch
+    if "labels" not in inspect.signature(model.forward).parameters:
+        return batch
+    labels = batch["input_ids"]
+    if "attention_mask" in batch:
+        labels = labels.masked_fill(batch["attention_mask"] == 0, -100)
+    return {**batch, "labels": labels}
+
+
+def matrices(
+    model: nn.Module, ignored: Callable[[str], bool]
+) -> Iterator[tuple[Layer, str, Tensor]]:
+    """Every layer of the blocks that its module's class tells, its block and its matrix."""
+    modules = dict(model.named_modules())
+    for block in find_blocks(model):
+        prefix = f"{block.name}." if block.name else ""
+        for name, p in modules[block.name].named_parameters():
+            owner = modules[(prefix + name).rpartition(".")[0]]
+            plain = isinstance(owner, nn.Linear | nn.modules.conv._ConvNd)
+            if p.dim() < 2 or not plain or ignored(prefix + name):
+                continue
+            matrix = p.detach().flatten(1)
+            shape, stride = (*matrix.shape,), (*matrix.stride(),)
+            yield Layer(prefix + name, prefix + name, shape, stride), block.name, matrix  # type: ignore[arg-type]
