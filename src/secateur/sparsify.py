@@ -20,6 +20,7 @@ from secateur.engine.checkpoint import digest
 from secateur.engine.finished import Row, Solution
 from secateur.engine.layerwise import Job, solve_blocks, whole_or_not_at_all
 from secateur.engine.masks import MaskSet
+from secateur.engine.parallel import agreed
 from secateur.engine.products import Layer
 from secateur.engine.sequential import Propagate
 from secateur.engine.target import Target, parse_pattern
@@ -199,27 +200,29 @@ def sparsify(
             f"sparsify takes a module, got {type(model).__name__}: a checkpoint on disk is for "
             "sparsify_folder(source, out, ...)"
         )
-    if masks is not None:
-        MaskSet(masks).check(model)
-    _require_finite(model)
-    if scope is None:
-        even = method is not None or pattern is not None or masks is not None
-        scope = "uniform" if even else "fisher"
-    chosen = registry.find(_DEFAULT if method is None else method, amount, **options)
-    samples: list[Any] = []
-    if data is not None or (chosen.solver is not None and chosen.solver.data):
-        samples = list(calibration(model, data))
-    divisible = None if pattern is not None else 0.5 if chosen.amount is None else chosen.amount
-    divided = shares(model, scope, divisible, samples, left_alone_by(model, ignore))
-    chosen, job = job_of(
-        model, chosen, amount=amount, pattern=pattern, masks=masks, amounts=amounts, ignore=ignore,
-        propagate=propagate, true_sequential=true_sequential, divided=divided,
-    )  # fmt: skip
-    made = model if inplace else copy.deepcopy(model)
-    given = {
-        "data": digest(tensors_of(samples)),
-        "weights": digest(dict(made.named_parameters())) if checkpoint is not None else "",
-    }
+    with agreed():  # so that no process waits for one that was refused
+        ignore = tuple(ignore)
+        if masks is not None:
+            MaskSet(masks).check(model)
+        _require_finite(model)
+        if scope is None:
+            even = method is not None or pattern is not None or masks is not None
+            scope = "uniform" if even else "fisher"
+        chosen = registry.find(_DEFAULT if method is None else method, amount, **options)
+        samples: list[Any] = []
+        if data is not None or (chosen.solver is not None and chosen.solver.data):
+            samples = list(calibration(model, data))
+        divisible = None if pattern is not None else 0.5 if chosen.amount is None else chosen.amount
+        divided = shares(model, scope, divisible, samples, left_alone_by(model, ignore))
+        chosen, job = job_of(
+            model, chosen, amount=amount, pattern=pattern, masks=masks, amounts=amounts,
+            ignore=ignore, propagate=propagate, true_sequential=true_sequential, divided=divided,
+        )  # fmt: skip
+        made = model if inplace else copy.deepcopy(model)
+        given = {
+            "data": digest(tensors_of(samples)),
+            "weights": digest(dict(made.named_parameters())) if checkpoint is not None else "",
+        }
     with whole_or_not_at_all(made, checkpoint) if inplace else nullcontext():
         solution = solve_blocks(
             made, samples, replace(job, identity={**job.identity, **given}), propagate=propagate,
