@@ -27,14 +27,14 @@ WANTED: tuple[dict[str, Any], ...] = (
     {"method": "shortgpt", "goal": BLOCKS, "speed": True},
     {"method": "shortened_llama", "goal": BLOCKS, "options": {"by": "taylor", "first": 4,
                                                               "last": 2}, "tokens": FEWER},
-    {"method": "shortened_llama", "goal": BLOCKS, "tokens": FEWER},
     {"method": "flap", "goal": PARAMETERS, "speed": True},
-    {"method": "flap", "goal": PARAMETERS, "options": {"compensate": False}},
+    {"method": "flap", "goal": PARAMETERS, "arguments": {"recovery": "fold"}},
     {"method": "wanda_sp", "goal": PARAMETERS},
+    {"method": "shortened_llama", "goal": BLOCKS, "tokens": FEWER},
+    {"method": "flap", "goal": PARAMETERS, "options": {"compensate": False}},
     {"method": "llm_pruner", "goal": PARAMETERS, "tokens": [8, 256]},
     {"method": "minitron", "goal": PARAMETERS},
     {"method": "mask_tuning", "goal": PARAMETERS, "tokens": [16, 128]},
-    {"method": "flap", "goal": PARAMETERS, "arguments": {"recovery": "fold"}},
     {"method": "sleb", "goal": BLOCKS, "tokens": FEWER},
     {"method": "blockpruner", "goal": PARAMETERS, "tokens": FEWER},
 )  # fmt: skip
@@ -67,23 +67,26 @@ def page(done: dict[str, dict[str, Any]]) -> str:
         "of Wikipedia text unless a row says less. Perplexity: 8 windows of 512 tokens of the "
         "other part of that text, 4 windows of web text that no method saw. One seed, nothing is "
         "trained afterwards. Seconds are CPU time of one thread for planning, removal, proof and "
-        "mending. Every row but the first was proven: the smaller model equals the dense one with "
-        "the same units masked, or the same blocks skipped.",
+        "mending. Proven means that the smaller model equals the dense one with the same units "
+        "masked, or the same blocks skipped, before it was mended.",
         "",
-        "| method | goal | parameters left | Wikipedia | web | seconds | prefill, times faster |",
-        "|---|---|---|---|---|---|---|",
+        "| method | goal | parameters left | Wikipedia | web | proven | seconds "
+        "| prefill, times faster |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for wanted in WANTED:
         cell = done.get(key(wanted))
         if cell is None or dense is None:
             continue
         share = cell["parameters"] / dense["parameters"]
+        proof = cell.get("proof")
+        proven = "" if proof is None else f"to {proof['error']:.0e}" if proof["ok"] else "NO"
         lines.append(
             f"| {_name(cell)} | {_goal(cell)} | {share:.1%} | {cell['wiki']} | {cell['web']} "
-            f"| {cell.get('seconds', '')} | {cell.get('speedup', '')} |"
+            f"| {proven} | {cell.get('seconds', '')} | {cell.get('speedup', '')} |"
         )
     gone = {c["method"]: c["dropped"] for c in done.values() if c.get("dropped")}
-    lines += ["", "Blocks that went: " + "; ".join(
+    lines += [] if not gone else ["", "Blocks that went: " + "; ".join(
         f"`{name}` {', '.join(b.removeprefix('model.layers.') for b in blocks)}"
         for name, blocks in gone.items()
     ) + "."]  # fmt: skip
