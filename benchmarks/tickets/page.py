@@ -12,7 +12,7 @@ NAMES = {
     "search rewind-late": "iterative, back to the weights of half an epoch",
     "search rewind-rate": "iterative, weights go on, the learning rate goes back",
     "search fine-tune": "iterative, weights go on at a tenth of the rate",
-    "search from-scratch": "iterative, new weights each round",
+    "search from-scratch": "iterative, to other initial weights, the same each round",
     "again new-weights": "masks of the first row, new weights",
     "again shuffled": "masks of the first row, shuffled inside each layer, initial weights",
     "one-shot rewind": "at once, back to the initial weights",
