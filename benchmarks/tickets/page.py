@@ -270,7 +270,7 @@ def compression(cells: Cells) -> list[str]:
         "The largest amount of the rounds above (back to the initial weights) that costs at most",
         "half a point, as weights of the dense network over weights left. AutoPrune's authors",
         "report 310x for LeNet-5 without loss (abstract of the NeurIPS 2019 paper), on MNIST,",
-        "which is easier than the clothes here, and after long training: not comparable.",
+        "which is easier than the clothes here: not comparable.",
         "",
         *table(["network", "compression", "dense, %", "ticket, %"], rows),
     ]
