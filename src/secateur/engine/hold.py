@@ -32,7 +32,7 @@ def held(model: nn.Module, optimizer: Optimizer, masks: MaskSet | None) -> Itera
         >>> optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
         >>> with held(layer, optimizer, MaskSet({"weight": torch.tensor([[True, False]])})):
         ...     layer(torch.ones(1, 2)).sum().backward(); optimizer.step()
-        >>> float(layer.weight[0, 1])
+        >>> layer.weight[0, 1].item()
         0.0
     """
     if masks is None:

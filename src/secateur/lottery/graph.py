@@ -78,6 +78,16 @@ def graph_tickets(
         ConfigError: A forward without ``edge_weight``, or a value out of range.
         DataError: No graph.
 
+    Example:
+        >>> from secateur.zoo.networks.gcn import GCN
+        >>> index = torch.tensor([[0, 1, 2, 1, 2, 3], [1, 2, 3, 0, 1, 2]])
+        >>> data = (torch.eye(4), index, torch.tensor([0, 0, 1, 1]))
+        >>> how = FineTune(epochs=2, progress=False)
+        >>> net = GCN(4, 8, 2)
+        >>> (found,) = graph_tickets(net, how, amount=0.5, edges=1 / 3, data=data, steps=1)
+        >>> int(found.edges.sum()), found.masks.sparsity
+        (4, 0.5)
+
     Paper: Chen et al., arXiv:2102.06790.
     """
     if "edge_weight" not in inspect.signature(model.forward).parameters:

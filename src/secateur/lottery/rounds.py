@@ -9,10 +9,12 @@ and hands network and masks to a recovery. The papers differ in the recovery alo
 | back to the initial weights (arXiv:1803.03635) | ``rewind`` with ``weights``, ``step=0`` |
 | back to the weights of step k (arXiv:1912.05671) | ``rewind`` with ``weights``, ``step=k`` |
 | back to the learning rate of step k (arXiv:2003.02389) | ``rewind`` without ``weights`` |
-| new weights, the control | ``from-scratch`` |
+| new weights, by their seed the same in every round | ``from-scratch`` |
 | whatever a user's loop does | a function ``train(model, masks)`` |
 
-One round is one-shot pruning. A ticket for other data is the same recovery on these data:
+The control of a ticket is its mask with new weights: ``from-scratch`` on ``ticket.masks``, once;
+in every round it is a search from other initial weights. One round is one-shot pruning. A ticket
+for other data is the same recovery on these data:
 ``recovery("rewind", weights=early).heal(model, ticket.masks, other_data)``.
 """
 
