@@ -90,7 +90,7 @@ def _head(done: set[str]) -> list[str]:
         "the epochs of its paper. The standard error of an accuracy on 2,000 images is about 0.7",
         "points, so of single seeds differences below two points mean little.",
         "",
-        f"Finished so far: {len(done & asked)} of {len(asked)} runs. What is empty has not been run yet.",
+        f"Finished so far: {len(done & asked)} of {len(asked)} runs; what is empty is to come.",
         "",
     ]
 
