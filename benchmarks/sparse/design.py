@@ -100,17 +100,17 @@ def wanted() -> list[Cell]:
     takes = {
         n for n in elements if "amount" in inspect.signature(registry.entry(n).function).parameters
     }
-    for k, setting in enumerate(("2x", "4x")):
-        found += [weights(n, TWO[k], 0) for n in elements if n in takes]
-        found += [
-            Cell("weights", "lenet300", n, "own", options=_options(n))
-            for n in elements
-            if n not in takes
-        ]
-        found += [
-            Cell("channels", "resnet8", name, setting, options={**_options(name), **both[k]})
-            for name, both in CHANNELS.items()
-        ]
+    found += [weights(n, amount, 0) for amount in TWO for n in elements if n in takes]
+    found += [
+        Cell("weights", "lenet300", n, "own", options=_options(n))
+        for n in elements
+        if n not in takes
+    ]
+    found += [
+        Cell("channels", "resnet8", name, setting, options={**_options(name), **both[k]})
+        for k, setting in enumerate(("2x", "4x"))
+        for name, both in CHANNELS.items()
+    ]
     found += [
         Cell("collapse", network, name, "", options=_options(name))
         for network in ("lenet300", "vgg_bn")
