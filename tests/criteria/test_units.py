@@ -10,7 +10,8 @@ from secateur import criteria
 from secateur.engine.statistics import collect
 from secateur.errors import ConfigError, DataError
 from secateur.granularity import units
-from secateur.granularity.units import REDUCTIONS, joined, score, unit_rows, unit_sum
+from secateur.granularity.sums import unit_sum
+from secateur.granularity.units import REDUCTIONS, joined, score, unit_rows
 from secateur.graph import Member, trace
 
 

@@ -69,3 +69,42 @@ def test_positions_and_sizes_made_into_tensors_follow_the_pruned_width():
     net, x = Last().eval(), torch.randn(2, 5, 6)
     plan = sec.Plan.of(sec.trace(net, x), {"a": torch.tensor([1, 2])})
     assert plan.verify(net).ok
+
+
+@torch.jit.script
+def scaled(q: torch.Tensor) -> torch.Tensor:
+    return q * (float(q.size(-1)) ** -0.5)
+
+
+class Compiled(nn.Module):
+    """A scale computed from a width where no Python runs."""
+
+    def __init__(self, *held):
+        super().__init__()
+        self.q, self.o = nn.Linear(12, 16), nn.Linear(16, 5)
+        self.v = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 16))
+        self.held = held
+
+    def forward(self, x):
+        scale = self.held[0][0] if self.held else scaled
+        return self.o(scale(self.q(x)) + self.v(x))
+
+
+@pytest.mark.parametrize("held", [(), ([scaled],)], ids=["global", "attribute"])
+def test_a_width_that_compiled_code_reads_stays_whole(held):
+    model, x = Compiled(*held).eval(), torch.randn(2, 7, 12)
+    graph = sec.trace(model, x)
+    assert "inside TorchScript code" in graph.classes["q"].locked
+    plan = sec.plan(graph, amount=0.5)
+    assert plan.removed == {"v.0": 4}
+    assert plan.verify(model).ok
+    assert plan.apply()(x).shape == (2, 7, 5)
+
+
+def test_a_plan_of_which_nothing_is_left_is_empty():
+    """Compiled code that the replay cannot enter: its one class is given back."""
+    block = torch.jit.trace(nn.Sequential(nn.ReLU(), nn.Hardtanh()), torch.randn(2, 16))
+    model = nn.Sequential(nn.Linear(4, 16), block, nn.Linear(16, 2)).eval()
+    plan = sec.plan(sec.trace(model, torch.randn(2, 4)), amount=0.5)
+    assert not plan.removed or plan.verify(model).ok
+    assert plan.removed or plan.notes

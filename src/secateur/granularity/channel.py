@@ -14,7 +14,8 @@ from secateur.engine.dataflow import dataflow
 from secateur.engine.gates import gate_places
 from secateur.errors import ConfigError
 from secateur.granularity.registry import Elements, Units, granularity
-from secateur.granularity.units import score, unit_sum
+from secateur.granularity.sums import unit_sum
+from secateur.granularity.units import score
 from secateur.graph import Graph, Member, UnitClass
 from secateur.graph.classes import module_of
 

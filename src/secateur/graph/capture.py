@@ -152,6 +152,7 @@ class Recorder(TorchDispatchMode):
         self.origin: dict[int, tuple[tuple[str, int], ...]] = {}  # which parameter axes these are
         self.maker: dict[int, str | int] = {}  # a parameter's name, or the number of an operator
         self.consumed: set[tuple[str, int]] = set()
+        self.calling = 0  # depth of the calls that Python makes; TorchScript makes none
         self.failed_in: str | None = None
         self.unknown: Counter[str] = Counter()
         self.module_outputs: dict[str, Axes] = {}
@@ -203,6 +204,8 @@ class Recorder(TorchDispatchMode):
         op.record.inputs = [list(self.axes_of(t)) for t in op.tensors()]
         op.record.sources = tuple(self.maker.get(id(t)) for t in op.tensors())
         axes = rule(op) if rule else None
+        if not self.calling and about.name.rstrip("_") in _ARITHMETIC:
+            self._lock_if_scaled(op)
         if axes is None:
             axes = self._opaque(op, known_rule=rule is not None)
         elif isinstance(result, Tensor):
@@ -223,6 +226,13 @@ class Recorder(TorchDispatchMode):
                     self.values[id(out)] = value
         self.ops.append(op.record)
         return result
+
+    def _lock_if_scaled(self, op: Op) -> None:
+        """A number in compiled code may be computed from a width, and there nothing corrects it."""
+        numbers = [v for v in op.given.values() if type(v) in (int, float)]
+        for t in op.tensors() if numbers else ():
+            for e in self.axes_of(t):
+                op.lock(e, f"{op.name} with a number inside TorchScript code")
 
     def _follow_origin(self, name: str, args: Any, result: Any) -> None:
         """A transposed or converted parameter is still that parameter."""
@@ -298,6 +308,9 @@ class Recorder(TorchDispatchMode):
             self.module_outputs.setdefault(name, found[0])
 
 
+_ARITHMETIC = {"mul", "div", "add", "sub", "rsub", "pow"}
+
+
 class Calls(TorchFunctionMode):
     """Writes down the torch functions that the forward calls, as it calls them."""
 
@@ -306,7 +319,13 @@ class Calls(TorchFunctionMode):
         self.recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        self.recorder.calling += 1
+        try:
+            return self._called(func, args, kwargs or {})
+        finally:
+            self.recorder.calling -= 1
+
+    def _called(self, func: Any, args: Any, kwargs: Any) -> Any:
         name = function_name(func)
         if is_quiet(name):
             return func(*args, **kwargs)

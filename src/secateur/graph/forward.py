@@ -120,13 +120,31 @@ def skeleton(model: nn.Module) -> nn.Module:
     Forwards may keep what they compute (position tables, bias caches): on a skeleton that does not
     reach the user's model.
     """
-    memo: dict[int, Any] = {id(t): t for t in named_tensors(model).values()}
+    memo: dict[int, Any] = {id(t): t for t in named_tensors(model).values()} | uncopied(model)
     plain = [m for m in model.modules() if _copied_by_attributes(type(m))]  # type: ignore[arg-type]
     for m in plain:
         memo[id(m)] = type(m).__new__(type(m))
     for m in plain:
         memo[id(m)].__dict__.update({k: _copied(v, memo) for k, v in vars(m).items()})
     return copy.deepcopy(model, memo)
+
+
+def uncopied(model: nn.Module) -> dict[int, Any]:
+    """The memo with which ``copy.deepcopy`` copies a model that holds TorchScript functions.
+
+    Like Python's functions they need no copy, but cannot be copied.
+    """
+    found: dict[int, Any] = {}
+    stack = [v for m in model.modules() for v in vars(m).values()]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, torch.jit.ScriptFunction):
+            found[id(value)] = value
+        elif type(value) in (list, tuple):
+            stack += value
+        elif type(value) is dict:
+            stack += value.values()
+    return found
 
 
 @functools.cache

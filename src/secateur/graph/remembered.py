@@ -166,9 +166,12 @@ def _is_ordinary(t: Tensor) -> bool:
 
 def _is_channels_last(t: Tensor) -> bool:
     """True for an image whose channels are not laid out as planes, one after another."""
-    if t.dim() < 4 or t.stride(1) != 1:
-        return False
-    return t.stride() != torch.empty(t.shape, device="meta").stride()
+    expected = 1
+    for size, stride in zip(reversed(t.shape), reversed(t.stride()), strict=True):
+        if stride != expected:
+            return t.dim() > 3 and t.stride(1) == 1
+        expected *= size
+    return False
 
 
 def _signs(values: Any, tensors: list[FakeTensor]) -> tuple[Any, ...] | None:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from secateur.engine.seams import Auxiliaries, Moment, Tensors
 from secateur.errors import ConfigError
-from secateur.granularity.units import is_norm, unit_sum
+from secateur.granularity.sums import unit_sum
+from secateur.granularity.units import is_norm
 from secateur.plan.widths import Widths, macs_share
 
 

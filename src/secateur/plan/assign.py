@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import StoreError
-from secateur.graph.forward import named_tensors
+from secateur.graph.forward import named_tensors, uncopied
 
 _MOST_OBJECTS = 50_000
 
@@ -30,7 +30,7 @@ def with_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     Raises:
         StoreError: A model on the meta device keeps tensors elsewhere, which nothing can fill.
     """
-    new: dict[int, Any] = {}
+    new = uncopied(model)
     empty = False
     for name, old in named_tensors(model).items():
         t = tensors[name]

@@ -9,6 +9,7 @@ and what had to be replaced is noted as an edit. One pass finds everything.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,14 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from secateur.graph.forward import Scopes, function_name, is_quiet, module_hooks, run
+from secateur.graph.forward import (
+    Scopes,
+    arguments_in,
+    function_name,
+    is_quiet,
+    module_hooks,
+    run,
+)
 from secateur.graph.forward import skeleton as copied
 from secateur.graph.graph import FrozenCall, Graph
 from secateur.plan.attention import NarrowAttention
@@ -76,7 +84,7 @@ class Follow(TorchFunctionMode):
             return func(*args, **kwargs)
         scopes = self.scopes.called(name)
         module = scopes[-1][0] if scopes else ""
-        ranks = [t.dim() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        ranks = [t.dim() for t in arguments_in((args, kwargs)) if isinstance(t, Tensor)]
         call = self._recorded(name, module, ranks)
         if call is None:
             self.strange += 1
@@ -143,6 +151,8 @@ def _as_decided(call: FrozenCall, outputs: Shapes, args: Any, result: Any) -> An
     A narrower model scores otherwise, so it would choose other boxes or experts, and another number
     of them; the shapes that the plan predicts are those of the dense model's choices.
     """
+    if all(then is None for then in call.decisions):
+        return result
     leaves, spec = tree_flatten(result)
     if len(leaves) != len(call.decisions):
         return result
@@ -165,12 +175,12 @@ _READS = {"item", "tolist", "__int__", "__float__", "__index__"}
 
 
 def _reduced(n: int, d: int) -> list[int]:
-    g = torch.tensor(n).gcd(torch.tensor(d)).item()
-    return [int(n // g), int(d // g)]
+    g = math.gcd(n, d)
+    return [n // g, d // g]
 
 
 def shapes_of(value: Any) -> Shapes:
-    return [tuple(t.shape) for t in tree_leaves(value) if isinstance(t, Tensor)]
+    return [tuple(t.shape) for t in arguments_in(value) if isinstance(t, Tensor)]
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:

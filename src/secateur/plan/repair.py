@@ -42,7 +42,7 @@ class Setting:
 
 def prepare(graph: Graph, plan: Plan) -> Plan:
     """The plan with edits; classes that cannot be made physical are given back, with a note."""
-    for _ in range(max(1, len(plan.keep))):
+    for _ in range(len(plan.keep) + 1):
         if not plan.keep:
             return replace(plan, edits=())
         edits, outcome = solve(graph, plan)

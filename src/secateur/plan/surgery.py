@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import PlanError, SurgeryError
-from secateur.graph.forward import named_tensors, skeleton, uncollected
+from secateur.graph.forward import named_tensors, skeleton, uncollected, uncopied
 from secateur.plan.attention import narrow_attention
 from secateur.plan.gaps import drop
 from secateur.plan.mend import mend
@@ -33,7 +33,7 @@ def apply(plan: Plan, model: nn.Module, *, inplace: bool = False) -> nn.Module:
     with uncollected():
         if inplace:
             change_python_side(plan, skeleton(model))  # a rehearsal: what cannot be done fails here
-        target = model if inplace else copy.deepcopy(model)
+        target = model if inplace else copy.deepcopy(model, uncopied(model))
         tensors, owners = named_tensors(target), _owners(target)
         for name in plan.touched:
             old = tensors[name]

@@ -29,6 +29,7 @@ from secateur.graph.forward import (
     run,
     skeleton,
     tensors_in,
+    uncopied,
 )
 from secateur.plan.gaps import drop, skipping
 from secateur.plan.reference import Reference, ReferenceError
@@ -307,7 +308,7 @@ def _where(
     if plan.graph is None:
         return None
     axes: Mapping[str, tuple[Axis, ...]] = plan.graph.outputs
-    with_masks = copy.deepcopy(dense)
+    with_masks = copy.deepcopy(dense, uncopied(dense))
     for n, t in named_tensors(with_masks).items():
         t.data = masked(plan, n, t)
     seen = [_module_outputs(m, inputs, seed) for m in (with_masks, pruned)]

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from secateur.engine.seams import Moment, Penalty
 from secateur.errors import ConfigError
-from secateur.granularity.units import is_bias, unit_sum
+from secateur.granularity.sums import unit_sum
+from secateur.granularity.units import is_bias
 from secateur.graph import Graph, UnitClass
 
 
