@@ -42,6 +42,7 @@ CHANNELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "factorized_filters": (HALF, QUARTER),
     "taylor_fo": (HALF, QUARTER),
     "hesso": (HALF, QUARTER),
+    "early_bird": (HALF, QUARTER),
     "morphnet": ({"amount": 0.1}, {"amount": 0.2}),  # of the weights; the dear channels go first
     "ssl": (HALF, QUARTER),
     "l0": ({**HALF, **WHOLE}, {**QUARTER, **WHOLE}),

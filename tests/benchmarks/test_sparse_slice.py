@@ -18,7 +18,8 @@ def test_every_method_of_training_is_asked_for_and_no_cell_twice() -> None:
     cells = wanted()
     assert len({c.key for c in cells}) == len(cells)
     asked = {c.method for c in cells}
-    assert {*sec.methods("before"), *sec.methods("during")} <= asked
+    heads_only = {"early_bert"}  # no network of this study has attention
+    assert {*sec.methods("before"), *sec.methods("during")} - heads_only <= asked
 
 
 def test_a_cell_is_the_run_written_out_by_hand() -> None:
