@@ -21,7 +21,7 @@ def page(found: Mapping[str, Any]) -> str:
     lines += [
         "CPU milliseconds of a step of training (batch of 128), the tools taking turns in one",
         "process; *ratio* is that of the medians, *p10* and *p90* of the ratio within rounds. The",
-        f"goal for masks alone is a ratio below {GOAL:g}. Masks cost by the number of weights (three",
+        f"goal for masks alone is a ratio below {GOAL:g}. Masks cost by their weights (three",
         "passes: are the gradients finite, gradients, weights), a step by how often each",
         "weight is used: masks weigh most on layers that see few rows of input, least on",
         "convolutions. *wide* is 1024-1024-10.",
