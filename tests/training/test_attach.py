@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sec
+from secateur.criteria.registry import Criterion
+from secateur.engine.statistics import collect
 from secateur.errors import ConfigError, DataError, StoreError
 from secateur.methods import registry
 
@@ -192,6 +194,10 @@ def test_a_layer_is_never_emptied_unless_asked() -> None:
         method = registry.Method(0.99, scope="global", name="magnitude")
         handle = sec.attach(net, optimizer, method, allow_empty=allow)
         assert int(handle.masks["3.weight"].sum()) == least
+        said = ["nothing is left of 3.weight"]
+        if not allow:
+            said = ["3.weight would have lost all its weights: its best unit stays"]
+        assert handle.notes == said
         assert handle.masks.kept == round(handle.masks.total * 0.01)
 
 
@@ -248,3 +254,31 @@ def test_channels_that_are_zero_can_be_removed_and_that_is_proven() -> None:
     assert result.verification.ok
     assert result.model[0].out_channels == 4 and result.model[3].out_channels == 6
     torch.testing.assert_close(result.model.eval()(x), net(x), atol=1e-5, rtol=1e-4)
+
+
+def test_a_criterion_may_compare_with_the_weights_before_training() -> None:
+    """Magnitude increase of arXiv:1905.01067: what has grown most since the start stays."""
+
+    def increase(weight: Tensor, stats) -> Tensor:
+        return weight.abs() - stats.initial.abs()
+
+    criterion = Criterion("increase", increase, needs=frozenset({"initial"}))
+    method = registry.Method(0.8, criterion=criterion, schedule="linear", every=10)
+    torch.manual_seed(0)
+    net = dense()
+    first = {n: p.detach().clone() for n, p in net.named_parameters() if p.dim() > 1}
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    handle = sec.attach(net, optimizer, method, steps=10)
+    train(net, optimizer, batches()[:9])
+    saved = copy.deepcopy(handle.state_dict())
+    grown = {n: net.get_parameter(n).detach().abs() - w.abs() for n, w in first.items()}
+    train(net, optimizer, batches()[9:])
+    for n, mask in handle.masks.items():
+        keep = round(0.2 * mask.numel())
+        best = grown[n].flatten().topk(keep).indices.sort().values
+        assert torch.equal(mask.flatten().nonzero().flatten(), best)
+    handle.detach()
+    again = sec.attach(net, optimizer, method, steps=10, state=saved)
+    assert all(torch.equal(t, first[n]) for n, t in again.moment.part("initial").items())
+    with pytest.raises(ConfigError, match=r"known to sec\.attach only"):
+        collect(net, {"initial"}, batches(1))

@@ -64,6 +64,11 @@ class Moment:
         held = (g for g in groups if any(p is parameter for p in g["params"]))
         return float(next(held, groups[0])["lr"])
 
+    def part(self, name: str) -> Tensors:
+        """What ``state`` holds of each parameter under ``name.<parameter>``; often nothing."""
+        found = {n: self.state.get(f"{name}.{n}") for n in self.parameters}
+        return {n: t for n, t in found.items() if t is not None}
+
     def weights(self) -> list[nn.Parameter]:
         """What is pruned, without the biases and norms that go with a channel."""
         return [p for p in self.parameters.values() if p.dim() > 1]

@@ -45,6 +45,8 @@ STATISTICS: Mapping[str, str] = {
     "zero_fraction": "class: fraction of exact zeros that the next layers see",
     "rank": "class: mean rank of the feature maps that the next layers see",
 }
+# What is not gathered: a training run has it at hand.
+AT_HAND: Mapping[str, str] = {"initial": "parameter: what it was when the method was attached"}
 GRADIENTS = frozenset({"grad", "grad_sq", "sample_grad_sq", "hessian"})
 GATES = frozenset({"gate", "gate_sq"})
 INPUTS = frozenset({"input_norm", "input_mean", "input_variance", "input_level", "gram"})
@@ -194,6 +196,11 @@ def _check(
     network: nn.Module, graph: Graph | None, needs: frozenset[str], data: Iterable[Any] | None
 ) -> Iterable[Any]:
     for need in needs:
+        if need in AT_HAND:
+            raise ConfigError(
+                f"statistic {need!r} is of a {AT_HAND[need]}, which is known to sec.attach only: "
+                "use the criterion while training"
+            )
         if need not in STATISTICS:
             raise ConfigError(unknown("statistic", need, STATISTICS))
         if need in OF_CLASS and graph is None:

@@ -18,6 +18,7 @@ from secateur.errors import ConfigError
 from secateur.granularity.registry import needs_graph, units
 from secateur.graph import Graph, trace
 from secateur.methods.registry import Method, find
+from secateur.methods.scoring import needs_initial
 from secateur.schedule import registry as schedules
 from secateur.training.gating import Gated
 from secateur.training.handle import ATTACHED, Handle, Sources
@@ -164,6 +165,9 @@ def attach(
     if validation is not None and not (handle.gated and handle.gated.tensors()):
         handle.detach()
         raise ConfigError(f"method {found.name!r} trains no auxiliaries: leave out validation=")
+    if any(needs_initial(c) for c in (found.criterion, found.grow)):
+        moment.state.update({f"initial.{n}": ranks.whole(p).detach().clone()
+                             for n, p in parameters.items()})  # fmt: skip
     try:
         if state is not None:
             restore(handle, state)
