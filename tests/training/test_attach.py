@@ -14,6 +14,7 @@ from secateur.errors import ConfigError, DataError, StoreError
 from secateur.methods import registry
 
 EVERY = {"rigl": {"every": 2}}
+Y = torch.arange(8) % 5
 
 
 def convolutional() -> nn.Module:
@@ -233,6 +234,40 @@ def test_mistakes_are_named_and_nothing_is_changed() -> None:
     with pytest.raises(StoreError, match="another model"):
         theirs.load_state_dict(state)
     sec.attach(net, optimizer, "random").finish()
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("words", "method", "given"),
+    [
+        (r"amount=nan: .*\[0, 1\)", "random", {"amount": NAN}),
+        (r"amount='half'", "random", {"amount": "half"}),
+        ("must satisfy .* 0 <= start < end", "gradual_magnitude", {"start": 0.9, "end": 0.5}),
+        ("steps is 2.5: give a whole number of at least 1", "gradual_magnitude", {"steps": 2.5}),
+        ("steps is '9'", "gradual_magnitude", {"steps": "9"}),
+        ("steps is -1", "random", {"steps": -1}),
+        ("seed is 'a'", "random", {"seed": "a"}),
+        ("every of method 'rigl' is 0: give a whole number", "rigl", {"every": 0}),
+        ("'rigl' would exchange 2 of the weights", "rigl", {"every": 2, "share": 2.0}),
+        ("validation= needs data, got int", "autoprune", {"validation": 5}),
+        ("the loss is nan on batch 0", "snip", {"data": [(torch.full((8, 81), NAN), Y)]}),
+        ("could not be run on the batch", "iterative_snip", {"data": [(torch.ones(8, 80), Y)]}),
+        ("yielded no batch", "snip", {"data": []}),
+        ("model= is a list", "random", {"model": [1, 2]}),
+    ],
+)
+def test_what_cannot_be_meant_is_one_error_and_changes_nothing(words, method, given) -> None:
+    net = dense()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    before = copy.deepcopy(net.state_dict())
+    model, more = given.get("model", net), {k: v for k, v in given.items() if k != "model"}
+    with pytest.raises((ConfigError, DataError), match=words):
+        sec.attach(model, optimizer, method, **{"steps": 10, **more})
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert not any(m._forward_pre_hooks for m in net.modules())
+    sec.attach(net, optimizer, "random").detach()
 
 
 def test_channels_that_are_zero_can_be_removed_and_that_is_proven() -> None:

@@ -248,7 +248,7 @@ class Handle:
         """The masks that these scores give, with whatever else a coupled unit has."""
         scope = self.method.scope if scope is None else scope
         masks = choose(scores, self.units, amount, scope, allow_empty=self.allow_empty)
-        if not self.allow_empty:
+        if not self.allow_empty and self.gated is None:  # a gate's masks are not final yet
             for name in spared(scores, masks, self.units, amount, scope):
                 note = f"{name} would have lost all its weights: its best unit stays"
                 self.notes += [] if note in self.notes else [note]
