@@ -100,7 +100,7 @@ def live_bytes() -> int:
     gc.collect()
     found = {}
     for thing in gc.get_objects():
-        if issubclass(type(thing), Tensor):  # isinstance would wake lazy modules
+        if type(thing) in (Tensor, nn.Parameter):  # isinstance would wake lazy modules
             for tensor in (thing, thing.grad if thing.is_leaf else None):
                 if tensor is not None:
                     storage = tensor.untyped_storage()

@@ -14,6 +14,7 @@ import secateur.training
 from secateur.granularity import registry as granularities
 from secateur.methods import registry
 from secateur.scope import allocation
+from secateur.scope import registry as scopes
 
 MODULES = sorted(
     {
@@ -33,7 +34,12 @@ MODULES = sorted(
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module(name)
-    for found in (registry, granularities, allocation):  # what an example registers goes again
+    for found in (
+        registry,
+        granularities,
+        allocation,
+        scopes,
+    ):  # what an example registers goes again
         found.names()
         monkeypatch.setattr(found, "_REGISTRY", dict(found._REGISTRY))
     runner = doctest.DocTestRunner(
