@@ -16,7 +16,7 @@ from secateur.training.attach import attach
 def moment_of(net: nn.Module) -> Moment:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     parameters = dict(net.named_parameters())
-    return Moment(0, 0, 0.0, 0.0, torch.Generator(), optimizer, net, parameters)
+    return Moment(0, 0, 0.0, 0.0, torch.Generator(), optimizer, net, parameters=parameters)
 
 
 class Coupled(nn.Module):

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sec
+from secateur.criteria.registry import Criterion
+from secateur.engine.statistics import collect
 from secateur.errors import ConfigError, DataError, StoreError
 from secateur.methods import registry
 
 EVERY = {"rigl": {"every": 2}}
+Y = torch.arange(8) % 5
 
 
 def convolutional() -> nn.Module:
@@ -192,6 +195,10 @@ def test_a_layer_is_never_emptied_unless_asked() -> None:
         method = registry.Method(0.99, scope="global", name="magnitude")
         handle = sec.attach(net, optimizer, method, allow_empty=allow)
         assert int(handle.masks["3.weight"].sum()) == least
+        said = ["nothing is left of 3.weight"]
+        if not allow:
+            said = ["3.weight would have lost all its weights: its best unit stays"]
+        assert handle.notes == said
         assert handle.masks.kept == round(handle.masks.total * 0.01)
 
 
@@ -227,6 +234,40 @@ def test_mistakes_are_named_and_nothing_is_changed() -> None:
     with pytest.raises(StoreError, match="another model"):
         theirs.load_state_dict(state)
     sec.attach(net, optimizer, "random").finish()
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("words", "method", "given"),
+    [
+        (r"amount=nan: .*\[0, 1\)", "random", {"amount": NAN}),
+        (r"amount='half'", "random", {"amount": "half"}),
+        ("must satisfy .* 0 <= start < end", "gradual_magnitude", {"start": 0.9, "end": 0.5}),
+        ("steps is 2.5: give a whole number of at least 1", "gradual_magnitude", {"steps": 2.5}),
+        ("steps is '9'", "gradual_magnitude", {"steps": "9"}),
+        ("steps is -1", "random", {"steps": -1}),
+        ("seed is 'a'", "random", {"seed": "a"}),
+        ("every of method 'rigl' is 0: give a whole number", "rigl", {"every": 0}),
+        ("'rigl' would exchange 2 of the weights", "rigl", {"every": 2, "share": 2.0}),
+        ("validation= needs data, got int", "autoprune", {"validation": 5}),
+        ("the loss is nan on batch 0", "snip", {"data": [(torch.full((8, 81), NAN), Y)]}),
+        ("could not be run on the batch", "iterative_snip", {"data": [(torch.ones(8, 80), Y)]}),
+        ("yielded no batch", "snip", {"data": []}),
+        ("model= is a list", "random", {"model": [1, 2]}),
+    ],
+)
+def test_what_cannot_be_meant_is_one_error_and_changes_nothing(words, method, given) -> None:
+    net = dense()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    before = copy.deepcopy(net.state_dict())
+    model, more = given.get("model", net), {k: v for k, v in given.items() if k != "model"}
+    with pytest.raises((ConfigError, DataError), match=words):
+        sec.attach(model, optimizer, method, **{"steps": 10, **more})
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert not any(m._forward_pre_hooks for m in net.modules())
+    sec.attach(net, optimizer, "random").detach()
 
 
 def test_channels_that_are_zero_can_be_removed_and_that_is_proven() -> None:
@@ -268,3 +309,31 @@ def test_a_unit_has_one_draw_a_forward_in_all_its_tensors() -> None:
     torch.testing.assert_close(filters, (seen["scale"] / net[1].weight).detach())
     assert len(filters.unique()) > 2
     handle.detach()
+
+
+def test_a_criterion_may_compare_with_the_weights_before_training() -> None:
+    """Magnitude increase of arXiv:1905.01067: what has grown most since the start stays."""
+
+    def increase(weight: Tensor, stats) -> Tensor:
+        return weight.abs() - stats.initial.abs()
+
+    criterion = Criterion("increase", increase, needs=frozenset({"initial"}))
+    method = registry.Method(0.8, criterion=criterion, schedule="linear", every=10)
+    torch.manual_seed(0)
+    net = dense()
+    first = {n: p.detach().clone() for n, p in net.named_parameters() if p.dim() > 1}
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    handle = sec.attach(net, optimizer, method, steps=10)
+    train(net, optimizer, batches()[:9])
+    saved = copy.deepcopy(handle.state_dict())
+    grown = {n: net.get_parameter(n).detach().abs() - w.abs() for n, w in first.items()}
+    train(net, optimizer, batches()[9:])
+    for n, mask in handle.masks.items():
+        keep = round(0.2 * mask.numel())
+        best = grown[n].flatten().topk(keep).indices.sort().values
+        assert torch.equal(mask.flatten().nonzero().flatten(), best)
+    handle.detach()
+    again = sec.attach(net, optimizer, method, steps=10, state=saved)
+    assert all(torch.equal(t, first[n]) for n, t in again.moment.part("initial").items())
+    with pytest.raises(ConfigError, match=r"known to sec\.attach only"):
+        collect(net, {"initial"}, batches(1))

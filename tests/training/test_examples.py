@@ -14,6 +14,7 @@ import secateur.training
 from secateur.granularity import registry as granularities
 from secateur.methods import registry
 from secateur.scope import allocation, amounts
+from secateur.scope import registry as scopes
 
 MODULES = sorted(
     {
@@ -40,6 +41,7 @@ def test_examples_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         granularities,
         allocation,
         amounts,
+        scopes,
     ):  # what an example registers goes again
         found.names()
         monkeypatch.setattr(found, "_REGISTRY", dict(found._REGISTRY))

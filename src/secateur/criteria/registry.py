@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 from torch import Tensor
 
 from secateur import criteria
-from secateur.engine.statistics import STATISTICS, Stats
+from secateur.engine.statistics import AT_HAND, STATISTICS, Stats
 from secateur.errors import ConfigError
 from secateur.names import unknown
 
@@ -124,7 +124,7 @@ def criterion(
         name = getattr(function, "__name__", type(function).__name__)
         of = needs if callable(needs) else None
         names = frozenset(of() if of is not None else needs)  # type: ignore[arg-type]
-        for key in names - STATISTICS.keys():
+        for key in names - STATISTICS.keys() - AT_HAND.keys():
             raise ConfigError(unknown(f"statistic that criterion {name} needs", key, STATISTICS))
         about = level, names, paper, reduction, normalizer, biases, vectors, elementwise
         _REGISTRY[name] = Criterion(name, function, *about, needs_of=of)

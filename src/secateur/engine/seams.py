@@ -76,6 +76,11 @@ class Moment:
             for n, p in self.parameters.items()
         }
 
+    def part(self, name: str) -> Tensors:
+        """What ``state`` holds of each parameter under ``name.<parameter>``; often nothing."""
+        found = {n: self.state.get(f"{name}.{n}") for n in self.parameters}
+        return {n: t for n, t in found.items() if t is not None}
+
     def weights(self) -> list[nn.Parameter]:
         """What is pruned, without the biases and norms that go with a channel."""
         return [p for p in self.parameters.values() if p.dim() > 1]

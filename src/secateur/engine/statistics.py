@@ -48,6 +48,8 @@ STATISTICS: Mapping[str, str] = {
     "zero_fraction": "class: fraction of exact zeros that the next layers see",
     "rank": "class: mean rank of the feature maps that the next layers see",
 }
+# What is not gathered: a training run has it at hand.
+AT_HAND: Mapping[str, str] = {"initial": "parameter: what it was when the method was attached"}
 GRADIENTS = frozenset({"grad", "grad_sq", "sample_grad_sq", "hessian"})
 GATES = frozenset({"gate", "gate_sq", "gate_curvature"})
 INPUTS = frozenset(
@@ -201,6 +203,11 @@ def _check(
     network: nn.Module, graph: Graph | None, needs: frozenset[str], data: Iterable[Any] | None
 ) -> Iterable[Any]:
     for need in needs:
+        if need in AT_HAND:
+            raise ConfigError(
+                f"statistic {need!r} is of a {AT_HAND[need]}, which is known to sec.attach only: "
+                "use the criterion while training"
+            )
         if need not in STATISTICS:
             raise ConfigError(unknown("statistic", need, STATISTICS))
         if need in OF_CLASS and graph is None:
@@ -212,7 +219,7 @@ def _check(
             f"this criterion is measured on data ({', '.join(sorted(needs))}), got "
             f"{type(data).__name__}: pass data=, a loader of (inputs..., target) or dicts of "
             "keyword inputs (on the command line --data FILE.py:loaders); or use a criterion of "
-            "weights alone, as \"l2\""
+            'weights alone, as "l2"'
         )
     if device_of(network).type == "meta":
         raise DataError(

@@ -78,6 +78,29 @@ def keep_units(
     return {n: keep_top(scores[n], k) for n, k in counts.items()}
 
 
+def spared(
+    scores: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    units: Units,
+    amount: float,
+    scope: Any = "uniform",
+) -> list[str]:
+    """Parameters of which one unit stays only because no layer may be emptied.
+
+    Example:
+        >>> from secateur.granularity.registry import units
+        >>> scores = {"a": torch.tensor([[4.0, 3.0]]), "b": torch.tensor([[1.0, 2.0]])}
+        >>> elements = units("element", scores)
+        >>> spared(scores, choose(scores, elements, 0.5, "global"), elements, 0.5, "global")
+        ['b']
+    """
+    lone = [n for n in units.counts if n in masks and int(masks[n].sum()) <= units.sizes[n]]
+    if not any(units.counts[n] > 1 for n in lone):
+        return []
+    free = choose(scores, units, amount, scope, allow_empty=True)
+    return [n for n in lone if not bool(free[n].any())]
+
+
 def _counts(
     scores: Mapping[str, Tensor], units: Units, amount: float, scope: Any, least: int
 ) -> dict[str, int]:

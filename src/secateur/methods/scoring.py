@@ -28,6 +28,7 @@ def element_scores(
     gradients: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     units: Units | None = None,
+    initial: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Score every element of the parameters.
 
@@ -42,6 +43,7 @@ def element_scores(
         gradients: Gradients at hand; spares a pass over the data where no more is needed.
         seed: Of statistics that draw.
         units: For criteria that score units; all elements of a unit get its score.
+        initial: What the parameters were when training began.
 
     Raises:
         ConfigError: A criterion that does not score what is removed.
@@ -74,18 +76,30 @@ def element_scores(
         if not scored:
             raise ConfigError(f"criterion {found.name!r} finds nothing to score in this model")
         return units.spread(scored)
+    at_hand = {"initial": initial}
+    if found.needs <= {"grad", "initial"}:
+        at_hand["grad"] = gradients
+    known = {need: of for need, of in at_hand.items() if of and need in found.needs}
     stats: Mapping[str, Stats] = {}
-    if found.needs == {"grad"} and gradients is not None:
-        stats = {n: Stats(n, grad=g) for n, g in gradients.items()}
-    elif found.needs:
+    if needs := found.needs - known.keys():
         require_whole(model, f"criterion {found.name!r}")
         stats = collect(
-            model, found.needs, data, loss=loss, parameters=list(parameters), seed=seed
+            model, needs, data, loss=loss, parameters=list(parameters), seed=seed
         ).tensors
-    scores = {n: found(p.detach(), stats.get(n, Stats(n))) for n, p in parameters.items()}
+    scores = {}
+    for n, p in parameters.items():
+        more = {need: of[n] for need, of in known.items()}
+        scores[n] = found(p.detach(), Stats(**{**vars(stats.get(n, Stats(n))), **more}))
     if found.normalizer == "lamp":
         scores = {n: lamp_scale(s) for n, s in scores.items()}
     return scores
+
+
+def needs_initial(criterion: Any) -> bool:
+    """Whether a criterion compares weights with what they were when training began."""
+    if criterion is None or criterion in ("random", "gradient"):
+        return False
+    return "initial" in criteria.find(criterion).needs
 
 
 def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:

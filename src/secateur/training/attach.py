@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from secateur.engine import ranks
-from secateur.engine.batches import require_finite
+from secateur.engine.batches import require, require_finite
 from secateur.engine.masks import MaskSet, weights_of
 from secateur.engine.seams import Moment, Rule
 from secateur.errors import ConfigError
 from secateur.granularity.registry import needs_graph, units
 from secateur.graph import Graph, trace
 from secateur.methods.registry import Method, find
+from secateur.methods.scoring import needs_initial
 from secateur.schedule import registry as schedules
 from secateur.training.gating import Gated
 from secateur.training.handle import ATTACHED, Handle, Sources
@@ -100,12 +101,20 @@ def attach(
         0.5
     """
     model, optimizer = _unwrapped(model), _innermost(optimizer)
+    _require_whole_number("seed", seed, None)
+    _require_whole_number("steps", steps, 1)
     found = penalty_of(method) or _fixed(method)
     if found is None:
         found = find(method, amount, **options)
     elif options or amount is not None:
         raise ConfigError(
             f"a {type(method).__name__} takes no amount or options here: set them when making it"
+        )
+    _require_whole_number(f"every of method {found.name!r}", found.every, 1)
+    if found.drop is not None and not 0 <= found.drop(0.0) <= 1:
+        raise ConfigError(
+            f"method {found.name!r} would exchange {found.drop(0.0):g} of the weights: a share is "
+            "in [0, 1]"
         )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if ATTACHED in optimizer.__dict__:
@@ -156,7 +165,7 @@ def attach(
         several = isinstance(example_inputs, tuple | list)
         data = [(*example_inputs, None) if several else example_inputs]  # inputs without a target
     _require_same_run(moment, found, seed)
-    stream = None if validation is None else Stream(validation)
+    stream = None if validation is None else Stream(require(validation, "validation="))
     sources = Sources(data, loss, seed, stream)
     handle = Handle(found, moment, cut, schedule, sources, allow_empty, scaler)
     if found.gate is not None:
@@ -166,6 +175,9 @@ def attach(
         raise ConfigError(f"method {found.name!r} trains no auxiliaries: leave out validation=")
     weights = list(model.parameters()) if found.transform is not None else []
     before = [p.detach().clone() for p in weights]
+    if any(needs_initial(c) for c in (found.criterion, found.grow)):
+        moment.state.update({f"initial.{n}": ranks.whole(p).detach().clone()
+                             for n, p in parameters.items()})  # fmt: skip
     try:
         if state is not None:
             restore(handle, state)
@@ -264,7 +276,7 @@ def _schedule(method: Method, steps: int | None) -> schedules.Schedule | None:
         ),
     )
     scheduled = schedule.name != "one-shot" or method.drop is not None
-    if scheduled and (steps is None or steps < 1):
+    if scheduled and steps is None:
         raise ConfigError(
             f"method {method.name!r} acts on a schedule and never reaches its target without "
             "steps=, the number of optimizer steps of the run"
@@ -306,7 +318,18 @@ def _run(closure: Callable[[], Any], handle: Handle) -> Any:
     return value
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def _require_whole_number(what: str, value: Any, least: int | None) -> None:
+    if value is None and what == "steps":
+        return
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or (least is not None and value < least):
+        said = "" if least is None else f" of at least {least}"
+        raise ConfigError(f"{what} is {value!r}: give a whole number{said}")
+
+
+def _unwrapped(model: Any) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model= is a {type(model).__name__}: give a torch.nn.Module")
     while isinstance(
         inner := getattr(model, "_orig_mod", None)
         or (model.module if isinstance(model, DistributedDataParallel) else None),

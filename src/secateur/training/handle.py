@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from secateur.engine import ranks
 from secateur.engine.masks import MaskSet, keep_top
 from secateur.engine.seams import Moment
-from secateur.granularity.choose import choose
+from secateur.granularity.choose import choose, spared
 from secateur.granularity.registry import Units
 from secateur.methods.registry import Method
 from secateur.methods.scoring import element_scores
@@ -248,6 +248,10 @@ class Handle:
         """The masks that these scores give, with whatever else a coupled unit has."""
         scope = self.method.scope if scope is None else scope
         masks = choose(scores, self.units, amount, scope, allow_empty=self.allow_empty)
+        if not self.allow_empty and self.gated is None:  # a gate's masks are not final yet
+            for name in spared(scores, masks, self.units, amount, scope):
+                note = f"{name} would have lost all its weights: its best unit stays"
+                self.notes += [] if note in self.notes else [note]
         return {
             n: ranks.like(masks[n].contiguous(), p)
             if n in masks
@@ -273,6 +277,7 @@ class Handle:
                 gradients=gradients,
                 seed=self.sources.seed + self.moment.step,
                 units=self.units,
+                initial=self.moment.part("initial"),
             )
 
     def _gradients(self) -> dict[str, Tensor]:
