@@ -60,7 +60,12 @@ class Scale:
             DataError: no plan, teacher or data, batches that do not fit, numbers not finite.
 
         Example:
-            >>> report = Scale().heal(pruned, plan, batches, dense)
+            >>> from secateur import plan, trace
+            >>> dense = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> data = [(torch.randn(16, 4), None)]
+            >>> half = plan(trace(dense, data[0][0]), amount=0.5)
+            >>> Scale().heal(half.apply(dense), half, data, dense)["recovery"]
+            'scale'
         """
         if self.damping < 0:
             raise ConfigError(f"Scale(damping={self.damping}): give 0 or more.")
