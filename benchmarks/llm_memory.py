@@ -4,13 +4,12 @@ python -m benchmarks.llm_memory        # in a child process; prints JSON
 """
 
 import json
-import os
 import resource
-import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
+
+from benchmarks.cells import in_own_process
 
 SHAPE = {
     "hidden_size": 4096,
@@ -51,15 +50,7 @@ def measure(shape: dict[str, int]) -> dict[str, Any]:
 
 def child(shape: dict[str, int] = SHAPE) -> dict[str, Any]:
     """``measure`` in a new process, which has nothing else in memory."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.llm_memory", json.dumps(shape)],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(__file__).parents[1],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    return in_own_process("benchmarks.llm_memory", shape)
 
 
 if __name__ == "__main__":

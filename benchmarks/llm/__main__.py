@@ -12,8 +12,9 @@ import argparse
 import json
 from typing import Any
 
+from benchmarks.cells import in_own_process
 from benchmarks.llm import authors, page
-from benchmarks.llm.cell import DENSE, child
+from benchmarks.llm.cell import DENSE
 from benchmarks.llm.store import PAGE, append, key, load
 
 CELLS: tuple[dict[str, Any], ...] = (
@@ -69,7 +70,7 @@ def main() -> None:
         if wanted.get("by") == "authors" and not authors.available(wanted["method"]):
             print(f"{wanted['method']}: set {authors.FOLDERS[wanted['method']]} to their folder")
             continue
-        cell = child(wanted)
+        cell = in_own_process("benchmarks.llm.cell", wanted)
         append(cell)
         ran += 1
         print(json.dumps({k: v for k, v in cell.items() if k not in ("records", "text")}))

@@ -4,9 +4,7 @@ python -m benchmarks.llm.cell '{"method": "wanda", "target": "50%"}'    # prints
 """
 
 import json
-import os
 import resource
-import subprocess
 import sys
 import threading
 import time
@@ -151,20 +149,6 @@ def agreement(model: Any, path: Path) -> float | None:
     masks = MaskSet.load(path)
     same = sum(int(((p != 0) == masks[n]).sum()) for n, p in model.named_parameters() if n in masks)
     return round(same / sum(masks[n].numel() for n in masks), 6)
-
-
-def child(wanted: dict[str, Any]) -> dict[str, Any]:
-    """``measure`` in a new process, which has nothing else in memory."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.llm.cell", json.dumps(wanted)],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr[-3000:])
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":

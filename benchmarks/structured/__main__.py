@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.structured.cell import TOKENS, child
+from benchmarks.cells import in_own_process
+from benchmarks.structured.cell import TOKENS
 from benchmarks.structured.gates import measured, timed
 
 CELLS = Path(__file__).parent / "cells.jsonl"
@@ -163,7 +164,7 @@ def main() -> None:
         late = options.minutes is not None and time.monotonic() - began > 60 * options.minutes
         if late or (options.cells is not None and ran >= options.cells):
             break
-        cell = child(wanted)
+        cell = in_own_process("benchmarks.structured.cell", wanted)
         with CELLS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(cell) + "\n")
         done[key(cell)] = cell

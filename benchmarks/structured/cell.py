@@ -4,11 +4,8 @@ python -m benchmarks.structured.cell '{"method": "shortgpt", "goal": {"amount": 
 """
 
 import json
-import os
-import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 TOKENS = (8, 512)  # pieces of calibration and their length, where a cell says nothing else
@@ -61,20 +58,6 @@ def measure(wanted: dict[str, Any]) -> dict[str, Any]:
     }.items():
         cell[name] = round(language.perplexity(small, windows), 2)
     return cell
-
-
-def child(wanted: dict[str, Any]) -> dict[str, Any]:
-    """``measure`` in a new process, which has nothing else in memory."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.structured.cell", json.dumps(wanted)],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr[-3000:])
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":

@@ -5,40 +5,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from during_runs import convolutional, pictures, train
 from torch import nn
 
 import secateur as sec
 from secateur.errors import ConfigError
 from secateur.methods.during.asymptotic_soft_filter import asymptotic
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3, stride=2),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Conv2d(8, 10, 3),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(40, 5),
-    )
-
-
-def batches(n: int):
-    generator = torch.Generator().manual_seed(1)
-    return [
-        (torch.randn(8, 1, 9, 9, generator=generator), torch.randint(5, (8,), generator=generator))
-        for _ in range(n)
-    ]
-
-
-def train(net, optimizer, data, then=lambda step: None) -> None:
-    for step, (x, y) in enumerate(data, 1):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x), y).backward()
-        optimizer.step()
-        then(step)
 
 
 def norm_order(filters) -> list[int]:
@@ -59,19 +31,19 @@ def median_order(filters) -> list[int]:
     ],
 )
 def test_training_equals_the_loop_written_out(name, order, rate) -> None:
-    net, plain = network(), network()
+    net, plain = convolutional(), convolutional()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     handle = sec.attach(
-        net, optimizer, name, amount=0.4, every=2, steps=6, example_inputs=batches(1)[0][0]
+        net, optimizer, name, amount=0.4, every=2, steps=6, example_inputs=pictures(1)[0][0]
     )
-    train(net, optimizer, batches(6))
+    train(net, optimizer, pictures(6))
     gone = {}
 
     def zero(step: int) -> None:
-        if step % 2:
+        if (step + 1) % 2:
             return
         gone.clear()
-        exact = {0: 8 * rate(step / 6), 3: 10 * rate(step / 6)}
+        exact = {0: 8 * rate((step + 1) / 6), 3: 10 * rate((step + 1) / 6)}
         keep = {0: int(8 - exact[0] + 1e-9), 3: int(10 - exact[3] + 1e-9)}
         rest = round(18 - exact[0] - exact[3]) - keep[0] - keep[3]
         for layer in sorted(keep, key=lambda k: keep[k] + exact[k])[:rest]:
@@ -82,10 +54,10 @@ def test_training_equals_the_loop_written_out(name, order, rate) -> None:
             with torch.no_grad():
                 weight[gone[layer]] = 0
 
-    train(plain, torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9), batches(6), zero)
+    train(plain, torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9), pictures(6), after=zero)
     for key, value in plain.state_dict().items():
         torch.testing.assert_close(net.state_dict()[key], value, msg=key)
-    result = handle.finish(remove=True, example_inputs=batches(1)[0][0])
+    result = handle.finish(remove=True, example_inputs=pictures(1)[0][0])
     assert result.verification.ok
     assert result.model[0].out_channels == 8 - len(gone[0]) == 5
     assert result.model[3].out_channels == 10 - len(gone[3]) == 6
@@ -94,41 +66,41 @@ def test_training_equals_the_loop_written_out(name, order, rate) -> None:
 
 
 def test_a_filter_that_was_zeroed_trains_on_and_may_come_back() -> None:
-    net = network()
+    net = convolutional()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    x = batches(1)[0][0]
+    x = pictures(1)[0][0]
     handle = sec.attach(
         net, optimizer, "soft_filter", amount=0.5, every=2, steps=40, example_inputs=x
     )
-    train(net, optimizer, batches(2))
+    train(net, optimizer, pictures(2))
     first = handle.masks["0.weight"].flatten(1).any(1)
     assert not net[0].weight[~first].any() and net[1].weight[~first].any()
     seen = net[1].bias[~first] > 0  # behind the ReLU a zeroed filter is its norm's shift alone
     assert seen.any()
-    train(net, optimizer, batches(1))
+    train(net, optimizer, pictures(1))
     assert torch.equal(net[0].weight[~first].flatten(1).any(1), seen)
-    train(net, optimizer, batches(37))
+    train(net, optimizer, pictures(37))
     last = handle.masks["0.weight"].flatten(1).any(1)
     assert bool((last & ~first).any()) and int(last.sum()) == int(first.sum()) == 4
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one() -> None:
     def start():
-        net = network()
+        net = convolutional()
         optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
-        x = batches(1)[0][0]
+        x = pictures(1)[0][0]
         return net, optimizer, sec.attach(
             net, optimizer, "fpgm", amount=0.4, every=2, steps=8, example_inputs=x
         )  # fmt: skip
 
     net, optimizer, handle = start()
-    train(net, optimizer, batches(8))
+    train(net, optimizer, pictures(8))
     first = start()
-    train(*first[:2], batches(8)[:5])
+    train(*first[:2], pictures(8)[:5])
     again = start()
     for old, new in zip(first, again, strict=True):
         new.load_state_dict(copy.deepcopy(old.state_dict()))
-    train(*again[:2], batches(8)[5:])
+    train(*again[:2], pictures(8)[5:])
     assert again[2].masks == handle.masks
     for key, value in net.state_dict().items():
         assert torch.equal(value, again[0].state_dict()[key]), key
@@ -155,7 +127,7 @@ def test_duplicates_are_nearest_to_the_median_and_shifts_change_nothing() -> Non
 
 
 def test_criteria_of_filters_need_units_that_are_filters() -> None:
-    net = network()
+    net = convolutional()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     sec.attach(net, optimizer, "fpgm", every=1, steps=1, granularity="element")
     net(torch.randn(2, 1, 9, 9)).sum().backward()

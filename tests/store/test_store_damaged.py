@@ -526,28 +526,21 @@ def test_random_edits_of_a_plan_alone_give_a_plan_or_a_store_error(data, origina
         assert same_bits(before, bits(model))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES])
 @pytest.mark.parametrize("name", ["plan.json", WEIGHTS, "buffers.safetensors"])
-def test_a_file_that_may_not_be_read_is_named(name, folder):
-    path = folder("branches")
-    (path / name).chmod(0)
-    assert name in refused(path)
-
-
-@pytest.mark.parametrize("name", ["plan.json", WEIGHTS, "buffers.safetensors"])
-def test_a_file_that_cannot_be_read_is_named(name, folder, monkeypatch):
-    """A disk error met while reading."""
+def test_a_file_that_cannot_be_read_is_named(name, code, folder, monkeypatch):
+    """A disk error, or no right to read (which root always has)."""
     path = folder("branches")
     real = io.open
 
     def failing(file, *args, **kwargs):
         if str(file).endswith(name):
-            raise OSError(errno.EIO, "Input/output error")
+            raise OSError(code, os.strerror(code))
         return real(file, *args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(io, "open", failing)
-        assert "Input/output error" in refused(path) and name in refused(path)
+        assert os.strerror(code) in refused(path) and name in refused(path)
 
 
 @pytest.mark.parametrize("change", [lambda p: p.to(torch.complex128), lambda p: p.to("meta")])

@@ -120,7 +120,7 @@ def test_undoing_gives_the_model_back_to_the_bit(name, pruned):
         empty = build(name)
     again = named_tensors(plan.restore(small, slices, onto=empty))
     assert all(torch.equal(again[n], t) for n, t in named_tensors(model).items())
-    assert all(t.is_meta for t in named_tensors(empty).values())
+    assert not [n for n, t in named_tensors(empty).items() if not t.is_meta]
     removed = sum(t.numel() for t in slices.values())
     before, after = (sum(t.numel() for t in named_tensors(m).values()) for m in (model, small))
     assert removed == before - after

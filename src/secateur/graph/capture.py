@@ -290,7 +290,7 @@ class Recorder(TorchDispatchMode):
             with unset_fake_temporarily():
                 result = func(*real[0], **real[1])
         except (RuntimeError, TypeError, NotImplementedError, IndexError):
-            return None
+            return None  # the value is unknown, which is always safe: nothing is concluded from it
         outs = list(result) if isinstance(result, tuple | list) else [result]
         fit = all(
             isinstance(o, Tensor) and not o.is_floating_point() and o.numel() <= _LARGEST_KNOWN
