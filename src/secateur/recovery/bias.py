@@ -8,9 +8,7 @@ import torch
 from torch import nn
 
 from secateur.engine.batches import Forward, require, require_finite, require_teacher
-from secateur.recovery.dense_inputs import dense_inputs
-from secateur.recovery.fed_less import fed_less
-from secateur.recovery.moments import weight_rows
+from secateur.recovery.dense_inputs import layers_fed_less
 from secateur.recovery.registry import member
 
 
@@ -60,18 +58,15 @@ class Bias:
         dense = require_teacher(teacher, model, "Bias")
         source = require(data, "Bias")
         require_finite(model)
-        places, skipped = fed_less(model, dense, plan)
-        seen = dense_inputs(dense, places, {"input_mean"}, source, self.batches, self.forward)
+        found, skipped = layers_fed_less(
+            model, dense, plan, {"input_mean"}, source, self.batches, self.forward, kernels=True
+        )
         added = {}
-        for name, (rows, columns) in places.items():
-            if name not in seen:
-                skipped[name] = "its forward is never called"
-                continue
-            weight = weight_rows(dense.get_submodule(name)).detach().float()
-            weight = weight.reshape(*weight.shape[:2], -1).sum(-1)  # over a kernel's positions
+        for name, layer in found.items():
+            weight = layer.weight.float().sum(-1)  # over a kernel's positions
             lost = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
-            lost[columns] = False
-            added[name] = weight[rows][:, lost] @ seen[name]["input_mean"][lost]
+            lost[layer.columns] = False
+            added[name] = weight[layer.rows][:, lost] @ layer.seen["input_mean"][lost]
         made = [name for name in added if model.get_submodule(name).bias is None]
         for name, shift in added.items():
             add_to_bias(model.get_submodule(name), shift)

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from secateur.engine.batches import Forward, require, require_finite, require_teacher
 from secateur.errors import ConfigError
 from secateur.recovery.bias import add_to_bias
-from secateur.recovery.dense_inputs import dense_inputs
-from secateur.recovery.fed_less import fed_less
+from secateur.recovery.dense_inputs import layers_fed_less
 from secateur.recovery.moments import weight_rows
 from secateur.recovery.registry import member
 
@@ -75,23 +74,17 @@ class Fold:
         dense = require_teacher(teacher, model, "Fold")
         source = require(data, "Fold")
         require_finite(model)
-        places, skipped = fed_less(model, dense, plan)
-        for name in list(places):
-            if weight_rows(dense.get_submodule(name))[0, 0].numel() > 1:
-                del places[name]
-                skipped[name] = "a kernel of several positions: use least-squares"
         needs = {"input_mean", "gram"}
-        seen = dense_inputs(dense, places, needs, source, self.batches, self.forward)
+        layers, skipped = layers_fed_less(
+            model, dense, plan, needs, source, self.batches, self.forward
+        )
         found: dict[str, tuple[Tensor, Tensor]] = {}
         errors: dict[str, dict[str, float]] = {}
-        for name, (rows, columns) in places.items():
-            if name not in seen:
-                skipped[name] = "its forward is never called"
-                continue
-            weight = weight_rows(dense.get_submodule(name)).detach().flatten(1).double()[rows]
-            gram, mean = seen[name]["gram"].double(), seen[name]["input_mean"].double()
+        for name, layer in layers.items():
+            weight = layer.weight[..., 0].double()[layer.rows]
+            gram, mean = layer.seen["gram"].double(), layer.seen["input_mean"].double()
             change, shift, before, after = _folded(
-                weight, gram, mean, columns, self.ridge, centred=self.bias
+                weight, gram, mean, layer.columns, self.ridge, centred=self.bias
             )
             found[name] = change, shift
             whole = ((weight @ gram) * weight).sum().clamp(min=1e-30)
@@ -100,11 +93,11 @@ class Fold:
         made = [n for n in found if self.bias and model.get_submodule(n).bias is None]
         with torch.no_grad():
             for name, (change, shift) in found.items():
-                layer = model.get_submodule(name)
-                rows_of = weight_rows(layer)
+                small = model.get_submodule(name)
+                rows_of = weight_rows(small)
                 rows_of += change.view(rows_of.shape).to(rows_of.dtype)
                 if self.bias:
-                    add_to_bias(layer, shift)
+                    add_to_bias(small, shift)
         return {"recovery": "fold", "layers": errors, "made": made, "skipped": skipped}
 
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from secateur.engine.batches import Forward, require, require_finite, require_teacher
 from secateur.errors import ConfigError, DataError
 from secateur.graph.classes import occurrences
-from secateur.recovery.dense_inputs import dense_inputs
-from secateur.recovery.fed_less import fed_less
+from secateur.recovery.dense_inputs import layers_fed_less
 from secateur.recovery.moments import weight_rows
 from secateur.recovery.registry import member
 
@@ -74,23 +73,17 @@ class Scale:
         dense = require_teacher(teacher, model, "Scale")
         source = require(data, "Scale")
         require_finite(model)
-        places, skipped = fed_less(model, dense, plan)
-        for name in list(places):
-            if weight_rows(dense.get_submodule(name))[0, 0].numel() > 1:
-                del places[name]
-                skipped[name] = "a kernel of several positions: use least-squares"
-        seen = dense_inputs(dense, places, {"gram"}, source, self.batches, self.forward)
+        found, skipped = layers_fed_less(
+            model, dense, plan, {"gram"}, source, self.batches, self.forward
+        )
         factors: dict[str, Tensor] = {}
         report: dict[str, list[float]] = {}
-        for name, (rows, columns) in places.items():
-            if name not in seen:
-                skipped[name] = "its forward is never called"
-                continue
-            layer = dense.get_submodule(name)
-            weight = weight_rows(layer).detach().flatten(1).double()[rows]
-            unit = _units(plan, name, 0 if weight_rows(layer) is not layer.weight else 1)
-            factor = _factors(weight, seen[name]["gram"].double(), unit.to(columns.device),
-                              columns, self.damping)  # fmt: skip
+        for name, layer in found.items():
+            weight = layer.weight[..., 0].double()[layer.rows]
+            original = dense.get_submodule(name)
+            unit = _units(plan, name, 0 if weight_rows(original) is not original.weight else 1)
+            factor = _factors(weight, layer.seen["gram"].double(), unit.to(weight.device),
+                              layer.columns, self.damping)  # fmt: skip
             ends = [float(factor.min()), float(factor.max())]
             if max(map(abs, ends)) > self.largest:
                 skipped[name] = (
