@@ -61,10 +61,11 @@ def train(cell: Cell, limit: int | None) -> dict[str, Any]:
         scored = half([pair for batch in scored for pair in _halves(batch)], seed) \
             if cell.control == "half" else scored  # fmt: skip
         method = _masks(net, cell, scored, inputs)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, steps, pct_start=0.2)
+    rates = one_cycle(steps)
+    optimizer = _optimizer(net)
     start = time.process_time()
     handle = None
+    last = round(cell.settled * steps)
     if cell.method != DENSE:
         extra: dict[str, Any] = {}
         if held_out:
@@ -74,30 +75,56 @@ def train(cell: Cell, limit: int | None) -> dict[str, Any]:
             )
         options = {} if cell.control else dict(cell.options)
         handle = sec.attach(
-            net, optimizer, method, steps=steps, data=scored, example_inputs=inputs, seed=seed,
+            net, optimizer, method, steps=last, data=scored, example_inputs=inputs, seed=seed,
             **extra, **options,
         )  # fmt: skip
-    for epoch in range(EPOCHS[network]):
-        net.train()
-        for images, labels in batches(seed, epoch, limit, held_out):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(net(images), labels).backward()
-            optimizer.step()
-            cycle.step()
     found: dict[str, Any] = {"sparsity": 0.0, "emptied": []}
-    if handle is not None:
-        result = handle.finish(remove=cell.kind == "channels", example_inputs=inputs)
-        found = {"sparsity": result.masks.sparsity, "emptied": result.masks.empty()}
-        if cell.kind == "channels":
-            if not result.verification.ok:
-                raise AssertionError(f"{cell.key}: removal changed what the network computes")
-            net = result.model
+    epoch: Batches = []
+    for step in range(steps + 1):
+        if step == last and handle is not None:
+            result = handle.finish(remove=cell.kind == "channels", example_inputs=inputs)
+            found = {"sparsity": result.masks.sparsity, "emptied": result.masks.empty()}
+            if cell.kind == "channels":
+                if not result.verification.ok:
+                    raise AssertionError(f"{cell.key}: removal changed what the network computes")
+                net = result.model
+            optimizer = _optimizer(net)
+            if cell.kind == "weights" and step < steps:
+                sec.attach(net, optimizer, result.masks)
+        if step == steps:
+            break
+        if step % len(first) == 0:
+            epoch = batches(seed, step // len(first), limit, held_out)
+            net.train()
+        images, labels = epoch[step % len(first)]
+        for group in optimizer.param_groups:
+            group |= rates[step]
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(images), labels).backward()
+        optimizer.step()
     found["seconds"] = round(time.process_time() - start, 1)
     found["macs"] = macs(net, inputs)[0] / dense_macs
     found["accuracy"] = accuracy(net)
     if cell.method == "free_tickets" and handle is not None:
         found["vote"] = _vote(network, handle)
     return {k: round(v, 5) if isinstance(v, float) else v for k, v in found.items()}
+
+
+def one_cycle(steps: int) -> list[dict[str, float]]:
+    """Rate and momentum of every step: the rate up over a fifth of the run, and down to nothing."""
+    optimizer = _optimizer(nn.Linear(1, 1))
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, steps, pct_start=0.2)
+    found = []
+    for _ in range(steps):
+        group = optimizer.param_groups[0]
+        found.append({"lr": group["lr"], "momentum": group["momentum"]})
+        optimizer.step()
+        cycle.step()
+    return found
+
+
+def _optimizer(net: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
 
 
 def _halves(batch: tuple[Tensor, Tensor]) -> Batches:

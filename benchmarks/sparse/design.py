@@ -10,7 +10,7 @@ from typing import Any
 from secateur.methods import registry
 
 DENSE = "dense"
-EPOCHS = {"lenet300": 6, "resnet8": 2}
+EPOCHS = {"lenet300": 6, "resnet8": 4}
 LOOKS = 20  # steps between two looks, for methods that take `every`
 TWO = (0.9, 0.98)
 CURVE = (0.8, 0.9, 0.95, 0.98, 0.99)
@@ -26,17 +26,20 @@ CONTROLLED = ("snip", "synflow")
 SHORT: dict[str, dict[str, Any]] = {
     "continuous_sparsification": {"strength": 1e-5, "lr": 10.0},
     "soft_movement": {"strength": 100.0, "lr": 0.1},
-    "l0": {"strength": 10.0, "lr": 0.1, "dropped": 0.1},
+    "l0": {"strength": 30.0, "lr": 0.1, "dropped": 0.1},
 }
 # Whole channels: options for 2 and 4 times fewer MACs. Where a method takes a fraction, 30 % and
 # 50 % of every layer leave about a half and a quarter; a global choice leaves what it does.
 HALF, QUARTER, WHOLE = {"amount": 0.3}, {"amount": 0.5}, {"granularity": "channel"}
+EPOCH = {
+    "every": 79
+}  # what sets filters to zero needs time to mend it: the papers look once an epoch
 CHANNELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "random": ({**HALF, **WHOLE, "scope": "uniform"}, {**QUARTER, **WHOLE, "scope": "uniform"}),
     "gradual_magnitude": ({**HALF, **WHOLE}, {**QUARTER, **WHOLE}),
-    "soft_filter": (HALF, QUARTER),
-    "asymptotic_soft_filter": (HALF, QUARTER),
-    "fpgm": (HALF, QUARTER),
+    "soft_filter": ({**HALF, **EPOCH}, {**QUARTER, **EPOCH}),
+    "asymptotic_soft_filter": ({**HALF, **EPOCH}, {**QUARTER, **EPOCH}),
+    "fpgm": ({**HALF, **EPOCH}, {**QUARTER, **EPOCH}),
     "network_slimming": (HALF, QUARTER),
     "growing_regularisation": (HALF, QUARTER),
     "factorized_filters": (HALF, QUARTER),
@@ -50,6 +53,10 @@ CHANNELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dsa": ({"macs": 0.5}, {"macs": 0.25}),
     "dmcp": ({"macs": 0.5}, {"macs": 0.25}),
 }  # fmt: skip
+# Where the choice becomes final, as a part of the run, for methods that remove channels and those
+# that cut at the end; the rest trains what is left.
+SETTLED = 0.75
+CUT_AT_THE_END = ("l1", "l2")
 COLLAPSE = (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998)
 
 
@@ -74,6 +81,12 @@ class Cell:
     seed: int = 0
     control: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def settled(self) -> float:
+        """The part of the run after which the choice is final."""
+        late = self.kind == "channels" or self.method in CUT_AT_THE_END
+        return SETTLED if late and self.method != DENSE else 1.0
 
     @property
     def key(self) -> str:

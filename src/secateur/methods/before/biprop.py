@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from secateur.engine.seams import Moment, Tensors, straight_through
-from secateur.methods.before.edge_popup import EdgePopup
+from secateur.methods.before.edge_popup import EdgePopup, signed_constant
 from secateur.methods.registry import Method, method
 
 
@@ -33,7 +33,9 @@ class Binary(EdgePopup):
 
 
 @method(stage="before", paper="arXiv:2103.09377")
-def biprop(amount: float = 0.5, *, lr: float = 0.1, scope: Any = "uniform") -> Method:
+def biprop(
+    amount: float = 0.5, *, lr: float = 0.1, constant: bool = True, scope: Any = "er"
+) -> Method:
     r"""Each layer has one number $\alpha$ and signs; scores that are trained say which signs count.
 
     The weights keep their random values, of which the forward sees the sign. At the end the weight
@@ -42,10 +44,20 @@ def biprop(amount: float = 0.5, *, lr: float = 0.1, scope: Any = "uniform") -> M
     Args:
         amount: Fraction that is left out.
         lr: Of the scores.
-        scope: Allocation over layers.
+        constant: Give all weights of a layer one size at first, as ``edge_popup`` does, without
+            which a network that has no norms passes on next to nothing; else they stay as they
+            came.
+        scope: Allocation over layers; the paper takes the same fraction of each ("uniform"), which
+            leaves small last layers next to nothing at high sparsity.
 
     Example:
         >>> biprop(0.5).gate.trains_weights
         False
     """
-    return Method(amount, criterion=None, scope=scope, gate=Binary(lr=lr))
+    return Method(
+        amount,
+        criterion=None,
+        scope=scope,
+        gate=Binary(lr=lr),
+        transform=signed_constant if constant else None,
+    )

@@ -32,7 +32,7 @@ class EdgePopup(Gate):
 
 @torch.no_grad()
 def signed_constant(moment: Moment) -> None:
-    r"""Make every weight $\pm \sqrt{2 / (k\,n)}$, n its inputs and k the fraction that stays.
+    r"""Make every weight $\pm \sqrt{2 / (k\,n)}$, n its inputs and k the fraction that stays in all.
 
     The signs are those that the weights have, so that doing it again changes nothing.
     """
@@ -44,7 +44,7 @@ def signed_constant(moment: Moment) -> None:
 
 @method(stage="before", paper="arXiv:1911.13299")
 def edge_popup(
-    amount: float = 0.5, *, lr: float = 0.1, constant: bool = True, scope: Any = "uniform"
+    amount: float = 0.5, *, lr: float = 0.1, constant: bool = True, scope: Any = "er"
 ) -> Method:
     r"""Weights are never trained; each has a score, and the highest of each layer count.
 
@@ -57,7 +57,8 @@ def edge_popup(
         lr: Of the scores.
         constant: Give all weights of a layer one size at first, as scales what is left to
             variance 2 / n, the best of the paper's initialisations; else they stay as they came.
-        scope: Allocation over layers.
+        scope: Allocation over layers; the paper takes the same fraction of each ("uniform"), which
+            leaves small last layers next to nothing at high sparsity.
 
     Example:
         >>> edge_popup(0.5).gate.trains_weights

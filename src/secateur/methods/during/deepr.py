@@ -40,7 +40,7 @@ class Rewiring(Rule):
 
 @method(stage="during", paper="arXiv:1711.05136")
 def deepr(
-    amount: float = 0.9, *, l1: float = 1e-5, noise: float = 1e-5, scope: Any = "uniform"
+    amount: float = 0.9, *, l1: float = 1e-5, noise: float = 1e-5, scope: Any = "er"
 ) -> Method:
     r"""Deep rewiring: $w = s\theta$, the sign $s$ fixed at the start, active while $\theta \ge 0$.
 
@@ -58,7 +58,8 @@ def deepr(
         amount: Fraction that is absent, from the start.
         l1: $\alpha$, the pull towards zero.
         noise: $\sigma$, size of the random walk.
-        scope: Allocation of the first, random mask.
+        scope: Allocation of the first, random mask; "uniform" leaves small last layers next to
+            nothing at high sparsity.
 
     Raises:
         ConfigError: A negative option.

@@ -89,7 +89,7 @@ def dsr(
     threshold: float = 1e-3,
     tolerance: float = 0.1,
     stop: float = 0.95,
-    scope: Any = "uniform",
+    scope: Any = "er",
 ) -> Method:
     r"""Dynamic sparse reparameterisation: weights move between layers, their number stays.
 
@@ -106,7 +106,8 @@ def dsr(
         threshold: $H$ at first.
         tolerance: $\delta$.
         stop: Part of training after which the masks are fixed.
-        scope: Allocation of the first, random mask.
+        scope: Allocation of the first, random mask; "uniform" leaves small last layers next to
+            nothing at high sparsity.
 
     Raises:
         ConfigError: An option out of range.
