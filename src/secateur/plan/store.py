@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from secateur.errors import PlanError, SecateurError, StoreError
+from secateur.files import Writer, read_text, write_text, write_together
 from secateur.graph.forward import named_tensors
 from secateur.plan.assign import is_passing, owner_of, with_tensors
 from secateur.plan.edits import check_target
 from secateur.plan.encode import LARGEST_FILE, decode, encode, plain
-from secateur.plan.files import Writer, read_text, write_text, write_together
 from secateur.plan.folder import (
     BUFFERS,
     DTYPES,
