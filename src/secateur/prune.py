@@ -27,6 +27,7 @@ from secateur.methods.droppable import depth_of
 from secateur.methods.registry import Method
 from secateur.names import unknown
 from secateur.plan.assign import fill_in
+from secateur.plan.carry import carry
 from secateur.plan.depth import depth_plan, enough
 from secateur.plan.plan import Plan
 from secateur.plan.replan import replan, shrink
@@ -177,6 +178,8 @@ def prune(
         if verify and len(targets) > 1:
             proof = _proven(plan, model, plan.apply(model))
         cost = _measured(made, example_inputs, model, measure)
+    if note := carry(made, plan):
+        plan = replace(plan, notes=(*plan.notes, note))
     if healers:
         seen = replace(seen, healed_weights=weights_of(made, like=seen.dense_weights))
     asked: dict[str, Any] = {"method": _named(method), "recovery": _named(recovery)}
@@ -356,6 +359,7 @@ def _into(model: nn.Module, plan: Plan, made: nn.Module) -> nn.Module:
     """Make the caller's own model the pruned one."""
     plan.apply(model, inplace=True)
     fill_in(model, named_tensors(made))
+    carry(model, plan)
     return model
 
 

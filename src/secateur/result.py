@@ -15,10 +15,10 @@ from torch import nn
 from secateur import report
 from secateur.environment import environment
 from secateur.errors import MissingExtraError
+from secateur.files import write_text, write_together
 from secateur.graph import Graph
 from secateur.measure import Measurement
 from secateur.measure.calling import describe
-from secateur.plan.files import write_text, write_together
 from secateur.plan.plan import Plan
 from secateur.plan.store import save
 from secateur.plan.verify import Verification

@@ -25,6 +25,7 @@ from secateur.engine.products import Layer
 from secateur.engine.sequential import Propagate
 from secateur.engine.target import Target, parse_pattern
 from secateur.errors import ConfigError, DataError, StoreError
+from secateur.files import share
 from secateur.measure.calling import as_call
 from secateur.methods import registry
 from secateur.methods.shares import Share, shares
@@ -120,6 +121,7 @@ class Sparsified:
                 save_model(self.model, str(unfinished / "model.safetensors"))
             self.masks.save(unfinished / "masks.safetensors")
             (unfinished / "sparsity.json").write_text(self.report.json(), encoding="utf-8")
+            share(unfinished)
             unfinished.replace(folder)
         except OSError as error:
             raise StoreError(

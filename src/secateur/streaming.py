@@ -15,7 +15,7 @@ from torch import Tensor
 
 from secateur.engine.batches import run
 from secateur.engine.blocks import Block, find_blocks
-from secateur.engine.checkpoint import digest, replacing
+from secateur.engine.checkpoint import digest
 from secateur.engine.finished import Finished
 from secateur.engine.layerwise import solve_blocks
 from secateur.engine.masks import FORMAT, MaskSet
@@ -24,6 +24,7 @@ from secateur.engine.sequential import Propagate
 from secateur.engine.shards import INDEX, Shards, copy_files, join, open_shards, read_metadata
 from secateur.engine.streamed import Streamed
 from secateur.errors import StoreError
+from secateur.files import replacing
 from secateur.integrations import pretrained
 from secateur.measure.calling import evaluating
 from secateur.sparsify import SparsityReport, calibration, job_of, report_of, tensors_of

@@ -183,6 +183,35 @@ def test_a_failed_run_leaves_nothing_and_an_earlier_run_stays(secateur, net, tmp
     assert {layer.after for layer in read(out / "metrics.json").layers} == {12, 6}
 
 
+def test_a_failed_run_takes_the_folder_of_runs_along_if_it_is_empty(
+    secateur, net, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    failing = [*options(net, "")[:2], "--keep", "params=0.0001", "--data", "none"]
+    assert secateur(*failing).code == 1
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "runs" / "earlier").mkdir(parents=True)
+    assert secateur(*failing).code == 1
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["earlier"]
+
+
+def test_other_commands_say_how_to_go_on_with_what_was_broken_off(secateur, tmp_path):
+    out = tmp_path / "out"
+    (out / "unfinished").mkdir(parents=True)
+    for command in ("report", "load-check", "measure"):
+        ran = secateur(command, out)
+        assert ran.code == 1
+        assert ran.err.count("error: ") == 1
+        assert f"broken off: secateur prune --resume --out {out}" in ran.err
+
+
+@pytest.mark.parametrize("command", ["load-check", "report"])
+def test_a_folder_that_is_missing_is_called_missing(secateur, tmp_path, command):
+    ran = secateur(command, tmp_path / "nowhere")
+    assert ran.code == 1
+    assert "nowhere does not exist" in ran.err
+
+
 def test_a_finished_run_is_not_done_again_on_resume(secateur, net, tmp_path):
     out = tmp_path / "out"
     given = options(net, out, "--amount", "0.5")

@@ -150,7 +150,7 @@ def test_weights_come_from_a_safetensors_file(net, tmp_path):
         ("timm:vit_tiny_patch16_225", "did you mean 'vit_tiny_patch16_224'"),
         ("hf:bert-base-uncased", "save_pretrained"),
         ("zooo:resnet8", "no kind of model 'zooo': did you mean 'zoo'"),
-        ("resnet8", "there is no model 'resnet8'"),
+        ("resnet8", "there is no model 'resnet8', nor a folder"),
         ("no/such/file.py:build", "there is no file"),
         ("no_such_module:build", "there is no module 'no_such_module'"),
         ("net.py:biuld", "did you mean 'build'"),

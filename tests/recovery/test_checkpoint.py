@@ -1,5 +1,6 @@
 """Saved state comes back exactly, or not at all."""
 
+import os
 import random
 import struct
 
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import secateur as sec
 from secateur.engine.checkpoint import load_state, restore_rng, rng_state, save_state
 from secateur.errors import StoreError
 
@@ -118,3 +120,22 @@ def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path, monkeypatch)
         save_state(path, {"step": 2})
     assert load_state(path) == {"step": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002], ids=oct)
+def test_every_file_has_the_rights_that_new_files_have(mask, tmp_path):
+    before = os.umask(mask)
+    try:
+        (tmp_path / "ordinary").touch()
+        save_state(tmp_path / "state.safetensors", {"w": torch.ones(2)})
+        model = torch.nn.Linear(4, 4)
+        sparsified = sec.sparsify(model, "magnitude", amount=0.5)
+        sparsified.masks.save(tmp_path / "masks.safetensors")
+        sparsified.save(tmp_path / "out")
+        sec.trace(model, torch.ones(1, 4)).draw(tmp_path / "graph.svg")
+    finally:
+        os.umask(before)
+    wanted = (tmp_path / "ordinary").stat().st_mode
+    written = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert len(written) == 7
+    assert {p.name for p in written if p.stat().st_mode != wanted} == set()

@@ -43,6 +43,13 @@ def test_bars_show_what_each_layer_keeps():
     assert [(len(kept), len(gone)) for kept, gone in bars] == [(12, 12), (6, 18)]
 
 
+def test_entries_of_one_layer_are_explained_where_there_are_any(record):
+    grouped = (report.Layer("stem", "channel", 4, 2), report.Layer("stem#2", "group", 6, 3))
+    shown = " ".join(printed(replace(record, layers=grouped), 400).split())
+    assert "its width is their product" in shown
+    assert "their product" not in printed(record, 400)
+
+
 def test_nasty_names_do_not_steer_the_terminal(hostile):
     shown = printed(hostile, 400)
     assert "[bold red]markup[/]" in shown

@@ -222,6 +222,22 @@ def test_losses_that_are_not_finite_are_gaps_that_are_counted():
     assert figures.history([report.Step(1, None)]) is None
 
 
+def test_the_figure_of_the_loss_says_at_which_steps():
+    steps = [report.Step(5, 2.0), report.Step(10, 1.5), report.Step(20, 1.0)]
+    figure = figures.history(steps)
+    assert figure is not None
+    assert "2 at step 5 and 1 at step 20" in figure.svg
+    assert "during recovery" in figure.svg
+
+
+def test_entries_of_one_layer_are_explained_where_there_are_any(record, page, tmp_path):
+    grouped = (report.Layer("stem", "channel", 4, 2), report.Layer("stem#2", "group", 6, 3))
+    path = report.html(dataclasses.replace(record, layers=grouped), tmp_path / "report.html")
+    shown = " ".join(" ".join(Reader(path.read_text(encoding="utf-8")).text).split())
+    assert "its width is their product" in shown
+    assert "their product" not in page
+
+
 def contrast(one: str, two: str) -> float:
     """Return WCAG's contrast ratio of two #rrggbb colours."""
 

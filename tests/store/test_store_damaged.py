@@ -98,7 +98,7 @@ def test_a_missing_file_is_named(folder, name):
 
 
 def test_a_folder_that_is_none_is_named(tmp_path):
-    refused(tmp_path / "nothing", match="is not a folder")
+    refused(tmp_path / "nothing", match="nothing does not exist")
     (tmp_path / "file").write_text("x")
     refused(tmp_path / "file", match="is not a folder")
 

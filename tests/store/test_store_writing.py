@@ -14,8 +14,8 @@ import torch
 from stored_models import build, inputs, output
 
 from secateur.errors import StoreError
+from secateur.files import write_text, write_together
 from secateur.plan import store
-from secateur.plan.files import write_text, write_together
 from secateur.plan.store import load, save
 
 

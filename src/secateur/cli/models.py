@@ -53,7 +53,7 @@ def find(spec: str, original: str | None = None, *, _seen: frozenset[str] = froz
         return _saved(Path(spec).resolve(), original, _seen)
     if colon:
         raise ConfigError(unknown("kind of model", kind, kinds, f"a model is {FORMS}"))
-    raise ConfigError(f"there is no model {spec!r}: a model is {FORMS}")
+    raise ConfigError(f"there is no model {spec!r}, nor a folder: a model is {FORMS}")
 
 
 def _misspelt(kind: str, kinds: Iterable[str]) -> bool:

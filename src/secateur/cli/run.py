@@ -66,10 +66,11 @@ def claimed(folder: Path, config: Config, *, resume: bool, restart: bool) -> Ite
     Raises:
         StoreError: The folder is somebody else's, or holds another run.
     """
-    from secateur.plan.files import write_text, write_together
+    from secateur.files import write_text, write_together
 
     _check(folder, config, resume=resume, restart=restart)
     work = folder / UNFINISHED
+    made = [p for p in folder.parents if not p.exists()]
     if restart:
         shutil.rmtree(work, ignore_errors=True)
     write_together(work, {CONFIG: write_text(configs.text(config))})
@@ -81,16 +82,15 @@ def claimed(folder: Path, config: Config, *, resume: bool, restart: bool) -> Ite
             log.warning("%s keeps what was done: `%s` goes on", work, command)
         else:
             shutil.rmtree(work, ignore_errors=True)
-            with suppress(OSError):  # results of an earlier run
-                folder.rmdir()
-                if config.out is None:
-                    folder.parent.rmdir()  # runs/, where no other run is in it
+            with suppress(OSError):  # results of an earlier run, or another run beside this one
+                for path in (folder, *made):
+                    path.rmdir()
         raise
 
 
 def finish(folder: Path, config: Config) -> None:
     """Write the configuration beside the results and forget the checkpoints."""
-    from secateur.plan.files import write_text, write_together
+    from secateur.files import write_text, write_together
 
     write_together(folder, {CONFIG: write_text(configs.text(config))})
     shutil.rmtree(folder / UNFINISHED)

@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import os
 import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from secateur.errors import StoreError
+from secateur.files import replacing
 
 FORMAT = "secateur-state-1"
 
@@ -80,21 +79,6 @@ def load_state(path: str | Path) -> dict[str, Any]:
         return _unpack(json.loads(structure), tensors)
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} has a damaged header ({error}): start again.") from error
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside ``path``; renamed to it on success, removed on any failure."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")  # one name: a kill leaves at most one behind
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def rng_state() -> dict[str, Any]:

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from secateur.engine.checkpoint import replacing
 from secateur.errors import ConfigError, PlanError, StoreError
+from secateur.files import replacing
 from secateur.names import match_names, unknown
 
 FORMAT = "secateur-masks-1"

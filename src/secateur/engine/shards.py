@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.engine.checkpoint import replacing
 from secateur.errors import StoreError
+from secateur.files import replacing
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secateur.errors import ConfigError
+from secateur.files import replacing
 from secateur.graph.classes import UnitClass
 from secateur.graph.rows import Row, bands, rows
 from secateur.graph.show import reasons, table, totals
@@ -86,7 +85,8 @@ def draw(graph: Graph, path: str | Path) -> None:
             table=_text(table(graph, 150).partition("\n")[2]),
             script=_SCRIPT,
         )
-    _write(path, picture)
+    with replacing(path) as temporary:
+        temporary.write_text(picture, encoding="utf-8")
 
 
 def svg(graph: Graph) -> str:
@@ -352,16 +352,3 @@ def _keys(classes: object) -> str:
 def _text(text: str) -> str:
     """Text that XML can hold: escaped, without control characters."""
     return escape(re.sub(r"[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "�", text))
-
-
-def _write(path: Path, text: str) -> None:
-    """Write to a temporary name beside the target, then rename: all or nothing."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

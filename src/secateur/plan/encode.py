@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from secateur.errors import StoreError
+from secateur.files import read_text, write_text, write_together
 from secateur.graph.classes import Axis
 from secateur.plan.edits import check_edit, is_module, is_numbers
-from secateur.plan.files import read_text, write_text, write_together
 from secateur.plan.gaps import Gap
 from secateur.plan.plan import Edit, Plan
 

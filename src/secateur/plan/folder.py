@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from secateur.errors import StoreError
+from secateur.files import read_text, regular_file
 from secateur.plan.encode import LARGEST_FILE, decode
-from secateur.plan.files import read_text, regular_file
 from secateur.plan.plan import Plan
 
 PLAN, WEIGHTS, BUFFERS = "plan.json", "model.safetensors", "buffers.safetensors"
@@ -51,6 +51,8 @@ def read(directory: str | Path) -> Folder:
     """
     path = Path(directory)
     where = path / PLAN
+    if not path.exists():
+        raise StoreError(f"the folder {path} does not exist: give the folder that save wrote.")
     if not path.is_dir():
         raise StoreError(f"{path} is not a folder: give the folder that save wrote.")
     plan, data = decode(read_text(where, LARGEST_FILE), str(where))

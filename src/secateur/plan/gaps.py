@@ -68,7 +68,7 @@ def check_caches(model: nn.Module, gaps: Sequence[Gap]) -> None:
     """
     kinds = {
         str(kind)
-        for config in _configs(model)
+        for config in configs(model)
         if isinstance(found := getattr(config, "layer_types", None), list | tuple)
         for kind in found
     }
@@ -137,7 +137,7 @@ def _renumber(blocks: nn.Module) -> None:
 
 def _recount(model: nn.Module, owner: str, count: int, gone: Sequence[int]) -> None:
     """Config fields that count the blocks, or say something about each of them."""
-    for config in _configs(model):
+    for config in configs(model):
         counts = [n for n, v in vars(config).items() if v == count and type(v) is int
                   and _COUNTS.fullmatch(n)]  # fmt: skip
         side = "decoder" if "decoder" in owner else "encoder" if "encoder" in owner else ""
@@ -151,10 +151,15 @@ def _recount(model: nn.Module, owner: str, count: int, gone: Sequence[int]) -> N
                 setattr(config, name, type(value)(kept))
 
 
-def _configs(model: nn.Module) -> list[Any]:
+def configs(model: nn.Module) -> list[Any]:
     """The configs of a Hugging Face model, each once."""
     found = (getattr(m, "config", None) for m in model.modules())
-    return list({id(c): c for c in found if hasattr(c, "to_json_string")}.values())
+    return list({id(c): c for c in found if is_config(c)}.values())
+
+
+def is_config(value: Any) -> bool:
+    """True for a config of transformers, which is not imported for this."""
+    return hasattr(value, "to_json_string") and hasattr(value, "__dict__")
 
 
 @contextmanager

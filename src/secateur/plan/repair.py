@@ -8,6 +8,8 @@
 3. What attributes cannot express stays as an edit of the call (see ``mend``).
 4. What cannot be mended at all is given back: the classes at the failing call stay whole, with a
    note.
+5. How many queries share a key and value is kept right even where this forward does not ask: it is
+   read only when there is a padding mask or a cache.
 """
 
 from __future__ import annotations
@@ -81,7 +83,26 @@ def solve(graph: Graph, plan: Plan) -> tuple[list[Edit], Outcome]:
     if len(settings) > 1 or (settings and not _better(outcome, before)):
         settings, outcome = _minimal(graph, plan, skeleton, settings, outcome)
     edits = [Edit(m, s.name, new, old) for s in settings for m, old, new in s.changes]
-    return edits + outcome.edits, outcome
+    return edits + _groups(graph, plan, skeleton) + outcome.edits, outcome
+
+
+_GROUPS = ("num_key_value_groups", "n_rep")  # of transformers, and of Llama's own code
+
+
+def _groups(graph: Graph, plan: Plan, skeleton: nn.Module) -> list[Edit]:
+    """The number of queries per key and value of attentions that still tell the old one."""
+    found: dict[str, Edit] = {}
+    for name in plan.keep:
+        c = graph.classes[name]
+        if c.kind != "query":
+            continue
+        for module in dict.fromkeys(m.rpartition(".")[0] for m in c.producers):
+            attention = skeleton.get_submodule(module)
+            for attribute in _GROUPS:
+                if getattr(attention, attribute, None) == c.size:
+                    new = c.size - plan.removed[name]
+                    found[module] = Edit(module, attribute, new, c.size)
+    return list(found.values())
 
 
 def _key(s: Setting) -> tuple[str, str, Any]:

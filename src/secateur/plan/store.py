@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -22,11 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from secateur.errors import PlanError, SecateurError, StoreError
+from secateur.files import Writer, read_text, write_text, write_together
 from secateur.graph.forward import named_tensors
 from secateur.plan.assign import is_passing, owner_of, with_tensors
 from secateur.plan.edits import check_target
 from secateur.plan.encode import LARGEST_FILE, decode, encode, plain
-from secateur.plan.files import Writer, read_text, write_text, write_together
 from secateur.plan.folder import (
     BUFFERS,
     DTYPES,
@@ -40,6 +39,7 @@ from secateur.plan.folder import (
 )
 from secateur.plan.gaps import drop
 from secateur.plan.plan import Plan
+from secateur.plan.stock import is_pretrained, stock
 from secateur.plan.surgery import change_python_side, check_architecture
 
 CARD = "README.md"
@@ -95,13 +95,10 @@ def save(
         name: partial(_write_tensors, tensors=group, about=about) for name, group in tensors.items()
     }
     text = card if card is not None else _short_card(model, plan)
-    if "transformers" in sys.modules:
-        from secateur.integrations import huggingface
-
-        if huggingface.is_pretrained(model):
-            stock = huggingface.stock(model, plan, weights)
-            files |= {name: write_text(content) for name, content in stock.files.items()}
-            text = f"{text.rstrip()}\n\n{stock.note}\n"
+    if is_pretrained(model):
+        described = stock(model, plan, weights)
+        files |= {name: write_text(content) for name, content in described.files.items()}
+        text = f"{text.rstrip()}\n\n{described.note}\n"
     files[CARD] = write_text(text)
 
     def write_plan(path: Path) -> None:

@@ -13,6 +13,7 @@ from secateur.engine.masks import MaskSet
 from secateur.errors import ConfigError
 from secateur.graph import trace
 from secateur.plan import Plan
+from secateur.plan.carry import carry
 from secateur.plan.verify import Verification
 from secateur.training.handle import Handle
 from secateur.training.removal import plan_of_zeros
@@ -85,6 +86,8 @@ def finish(
     plan = plan_of_zeros(graph)
     small = plan.apply(moment.model)
     verification = plan.verify(moment.model, small)
+    if note := carry(small, plan):
+        handle.notes.append(note)
     return Sparse(small, masks, handle.notes, plan, verification)
 
 

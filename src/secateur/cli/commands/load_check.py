@@ -7,6 +7,7 @@ from pathlib import Path
 
 from secateur.cli import config, flags, models
 from secateur.cli.answer import Answer
+from secateur.errors import StoreError
 
 EXAMPLES = ("secateur load-check out --model zoo:resnet8",)
 
@@ -31,11 +32,13 @@ def run(options: argparse.Namespace) -> Answer:
     from secateur.measure.calling import call, describe
     from secateur.plan.folder import BUFFERS, PLAN, WEIGHTS, sha256_of
 
+    folder = Path(options.folder)
+    if not folder.is_dir():
+        raise StoreError(f"the folder {folder} does not exist: give what secateur prune wrote")
     chosen = config.make({**flags.given(options), "model": options.folder})
     _, model, inputs = models.open_model(chosen)
     with torch.no_grad():
         output = describe(call(model, inputs))
-    folder = Path(options.folder)
     files = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
         for name in (PLAN, WEIGHTS, BUFFERS)

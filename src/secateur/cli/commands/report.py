@@ -35,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Answer:
     """Read the records and show them; nothing is measured again."""
     from secateur import report
-    from secateur.plan.files import write_text, write_together
+    from secateur.files import write_text, write_together
 
     records = {name: report.read(_metrics(Path(name))) for name in options.runs}
     first = records[options.runs[0]]

@@ -1,12 +1,12 @@
-"""Several files written together: all of them appear, or none and the old ones stay."""
+"""Files that appear whole or not at all, one alone or several together, while old ones stay."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from secateur.errors import StoreError
@@ -38,8 +38,7 @@ def write_together(directory: Path, files: Mapping[str, Writer], stale: Iterable
             temporary[name] = _new_file(directory, name)
             mode = temporary[name].stat().st_mode
             write(temporary[name])
-            temporary[name].chmod(stat.S_IMODE(mode))  # some writers make a private file instead
-            _flush(temporary[name])
+            _settle(temporary[name], mode)
         _rename_all(directory, temporary)
         for name in stale:
             (directory / name).unlink(missing_ok=True)
@@ -56,6 +55,36 @@ def write_together(directory: Path, files: Mapping[str, Writer], stale: Iterable
                 path.rmdir()
 
 
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside ``path``; renamed to it on success, removed on any failure.
+
+    The folder is made. Errors of the file system are the caller's, who knows what was written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")  # one name: a kill leaves at most one behind
+    try:
+        temporary.unlink(missing_ok=True)
+        _create(temporary)
+        mode = temporary.stat().st_mode
+        yield temporary
+        _settle(temporary, mode)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def share(folder: Path) -> None:
+    """Give everything in a folder the rights of new files: some writers make private ones."""
+    ordinary = _new_file(folder, "rights")
+    mode = ordinary.stat().st_mode
+    ordinary.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(stat.S_IMODE(mode))
+
+
 def write_text(text: str) -> Writer:
     """A writer of UTF-8 text."""
 
@@ -68,10 +97,19 @@ def write_text(text: str) -> Writer:
 def _new_file(directory: Path, name: str) -> Path:
     """An empty file beside the final one, that nobody else has: links are not followed."""
     path = directory / f".{name}.{secrets.token_hex(4)}.tmp"
-    os.close(
-        os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
-    )
+    _create(path)
     return path
+
+
+def _create(path: Path) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    os.close(os.open(path, flags, 0o666))
+
+
+def _settle(path: Path, mode: int) -> None:
+    """What was written, with the rights of a new file, on the disk."""
+    path.chmod(stat.S_IMODE(mode))  # some writers make a private file instead
+    _flush(path)
 
 
 def _flush(path: Path) -> None:

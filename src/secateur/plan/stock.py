@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.graph.forward import call_arguments, evaluating, named_tensors, tensors_in
+from secateur.plan.gaps import is_config
 from secateur.plan.plan import Plan
 from secateur.plan.repair import parts_of
 
@@ -71,7 +72,7 @@ def stock(model: nn.Module, plan: Plan, state: Mapping[str, Tensor]) -> Stock:
         plan: The plan; its graph gives the example inputs for the comparison.
         state: The model's tensors as they are stored.
     """
-    kind = _stock_class(model)
+    kind = stock_class(model)
     try:
         config = find_config(model, plan, state)
     except NotStock as why:
@@ -100,19 +101,23 @@ def find_config(model: nn.Module, plan: Plan, state: Mapping[str, Tensor]) -> An
     Raises:
         NotStock: There is none, or none was found.
     """
-    kind = _stock_class(model)
+    kind = stock_class(model)
     if not kind.__module__.startswith("transformers."):
         raise NotStock(f"`{kind.__name__}` is not a class of transformers")
-    if plan.graph is None:
-        raise NotStock(
-            "the plan was read from a file, so there are no inputs to compare outputs on"
-        )
-    inputs = plan.graph.example_inputs
-    search = Search(model, kind, state, inputs, options(model.config, plan))
+    search = Search(model, kind, state, inputs_of(plan), options(model.config, plan))
     if not any(isinstance(old, list | tuple) for old, _ in search.options.values()):
         _check_uniform(plan)
     with torch.random.fork_rng():
         return search.run()
+
+
+def inputs_of(plan: Plan) -> Any:
+    """The example inputs; raises NotStock where the plan does not know them."""
+    if plan.graph is None:
+        raise NotStock(
+            "the plan was read from a file, so there are no inputs to compare outputs on"
+        )
+    return plan.graph.example_inputs
 
 
 def options(config: Any, plan: Plan) -> dict[Place, tuple[Any, list[Any]]]:
@@ -135,7 +140,7 @@ def options(config: Any, plan: Plan) -> dict[Place, tuple[Any, list[Any]]]:
         [*(n for c in news.values() for n in c), *(o for o, _ in often.most_common())]
     )
     found: dict[Place, tuple[Any, list[Any]]] = {}
-    for place, value in _fields(config):
+    for place, value in fields(config):
         name = place[1]
         if type(value) is int and news.get(value):
             found[place] = value, news[value]
@@ -168,7 +173,9 @@ class Search:
         """The config with the fewest changed fields that does it."""
         joint = {p: new[0] if old is not None else None for p, (old, new) in self.options.items()}
         none = {p: old for p, (old, _) in self.options.items()}
-        reference = _outputs(self.model, self.inputs)
+        reference = outputs_of(self.model, self.inputs)
+        if self._mismatches(none) == 0 and self._prove(none, reference):
+            return self._config(none)
         for start in (joint, none):
             self.proofs = 0
             found = self._descend(start)
@@ -286,10 +293,9 @@ class Search:
         for name, t in named_tensors(self.model).items():
             if t.dtype != theirs[name].dtype or not torch.equal(t.cpu(), theirs[name].cpu()):
                 return f"the stock model computes other values for `{name}`"
-        outputs = _outputs(built.to(next(self.model.parameters()).device), self.inputs)
-        error = _distance(reference, outputs)
-        bound = _TOLERANCE.get(next(self.model.parameters()).dtype, 2e-2)
-        if not error <= bound:
+        outputs = outputs_of(built.to(next(self.model.parameters()).device), self.inputs)
+        error = distance_of(reference, outputs)
+        if not error <= tolerance(self.model):
             return f"a stock model of these shapes gives other outputs (relative error {error:.1e})"
         return ""
 
@@ -308,7 +314,7 @@ def _quiet() -> Iterator[None]:
             theirs.enable_progress_bar()
 
 
-def _stock_class(model: nn.Module) -> Any:
+def stock_class(model: nn.Module) -> Any:
     """The class that the user built: not the subclass that corrects its calls."""
     return next(c for c in type(model).__mro__ if not c.__module__.startswith("secateur."))
 
@@ -325,27 +331,33 @@ def _check_uniform(plan: Plan) -> None:
             )
 
 
-def _fields(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[Place, Any]]:
+def fields(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[Place, Any]]:
     """Fields of a config and of the configs in it that may hold a size."""
     for name, value in {**_UNSAID, **vars(config)}.items():
         if name.startswith("_") or _NOT_SIZES.fullmatch(name):
             continue
-        if hasattr(value, "to_json_string") and hasattr(value, "__dict__"):
-            yield from _fields(value, (*path, name))
+        if is_config(value):
+            yield from fields(value, (*path, name))
             continue
         many = isinstance(value, list | tuple) and value and all(type(v) is int for v in value)
         if value is None or type(value) is int or many:
             yield (path, name), value
 
 
-def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
+def tolerance(model: nn.Module) -> float:
+    """The relative error of outputs that rounding explains."""
+    return _TOLERANCE.get(next(model.parameters()).dtype, 2e-2)
+
+
+def outputs_of(model: nn.Module, inputs: Any) -> list[Tensor]:
+    """All tensors in the outputs of one forward in evaluation mode."""
     args, kwargs = call_arguments(copy.deepcopy(inputs))
     with evaluating(model), torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)  # a forward that draws noise draws the same for both
         return [t.detach().cpu() for t in tensors_in(model(*args, **kwargs))]
 
 
-def _distance(a: list[Tensor], b: list[Tensor]) -> float:
+def distance_of(a: list[Tensor], b: list[Tensor]) -> float:
     """Largest relative error over the outputs; infinite where their shapes differ."""
     if not a or [t.shape for t in a] != [t.shape for t in b]:
         return float("inf")
