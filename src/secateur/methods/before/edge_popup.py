@@ -32,7 +32,7 @@ class EdgePopup(Gate):
 
 @torch.no_grad()
 def signed_constant(moment: Moment) -> None:
-    r"""Make every weight $\pm \sqrt{2 / (k\,n)}$, n its inputs and k the fraction that stays in all.
+    r"""Make every weight $\pm \sqrt{2 / (k\,n)}$, n its inputs and k the fraction that stays.
 
     The signs are those that the weights have, so that doing it again changes nothing.
     """
