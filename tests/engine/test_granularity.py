@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import secateur as sec
 from secateur.errors import ConfigError, DataError
 from secateur.granularity.choose import choose
+from secateur.granularity.layer import residual_branches
 from secateur.granularity.registry import units
 from secateur.graph import trace
 
@@ -159,12 +161,161 @@ def test_channels_take_along_what_makes_them() -> None:
     assert "5.weight" not in masks
 
 
+def patterns_in_loops(values, entries: int, library: int):
+    """PCONV written out: count each kernel's best shape, keep the frequent ones, assign."""
+    kernels = {n: [k.flatten().tolist() for k in v.flatten(0, 1)] for n, v in values.items()}
+    votes: dict[tuple[int, ...], int] = {}
+    for kernel in (k for of in kernels.values() for k in of):
+        order = sorted(range(len(kernel)), key=lambda i: (-kernel[i], i))
+        shape = tuple(sorted(order[:entries]))
+        votes[shape] = votes.get(shape, 0) + 1
+    frequent = sorted(votes, key=lambda p: -votes[p])
+    assert len(frequent) > library and votes[frequent[library - 1]] > votes[frequent[library]]
+    kept = {}
+    for n, of in kernels.items():
+        rows = []
+        for kernel in of:
+            best = max(frequent[:library], key=lambda p: sum(kernel[i] for i in p))
+            rows += [i in best for i in range(len(kernel))]
+        kept[n] = torch.tensor(rows).view(values[n].shape)
+    return kept
+
+
+@pytest.mark.parametrize(("entries", "library"), [(1, 2), (4, 1), (8, 3)])
+def test_kernels_keep_the_frequent_patterns_of_the_whole_network(entries, library) -> None:
+    torch.manual_seed(1)
+    elements = {"a": torch.rand(8, 6, 3, 3), "b": torch.rand(12, 8, 3, 3)}
+    for values in elements.values():
+        values += torch.arange(9).view(3, 3) / 20  # so that some shapes are more frequent
+    cut = units(("pattern", {"entries": entries, "library": library}), elements)
+    masks = choose(elements, cut, 0.123)
+    wanted = patterns_in_loops(elements, entries, library)
+    for name, mask in masks.items():
+        assert torch.equal(mask, wanted[name])
+        assert bool((mask.flatten(2).sum(2) == entries).all())
+    # Masked weights stay masked where they score below all others.
+    again = {n: v.masked_fill(~masks[n], -torch.inf) for n, v in elements.items()}
+    after = choose(again, cut, 0.123)
+    assert all(torch.equal(after[n], masks[n]) for n in masks)
+
+
+class Branches(nn.Module):
+    """A stem, a block with two parts, one with its shortcut's own weights, and a shared layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.shared = nn.Linear(3, 6), nn.Linear(6, 6)
+        self.one = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 6))
+        self.two, self.three, self.side = nn.Linear(6, 6), nn.Linear(6, 8), nn.Linear(6, 8)
+        self.scale = nn.Parameter(torch.ones(6))
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.one(x) + self.scale * self.two(x.relu())
+        x = x + self.shared(self.shared(x))
+        y = x + self.shared(x)
+        return self.head(self.three(y) + self.side(y))
+
+
+def test_layers_are_what_is_added_to_its_own_input() -> None:
+    torch.manual_seed(0)
+    net = Branches()
+    graph = trace(net, torch.randn(2, 3))
+    assert residual_branches(graph) == {
+        "one.3": ("one.0.bias", "one.0.weight", "one.1.bias", "one.1.weight", "one.3.bias",
+                  "one.3.weight"),
+        "": ("scale", "two.bias", "two.weight"),
+    }  # fmt: skip
+    parameters = {n: p for n, p in net.named_parameters() if p.dim() > 1}
+    cut = units("layer", parameters, graph)
+    elements = {n: p.detach().abs() for n, p in parameters.items()}
+    pair = torch.cat([elements[n].flatten() for n in ("one.1.weight", "one.3.weight")])
+    means = torch.stack([pair.mean(), elements["two.weight"].mean()])
+    torch.testing.assert_close(cut.reduce(elements)["layers"], means)
+    masks = choose(elements, cut, 0.5)
+    first = bool(means[0] > means[1])
+    for k, names in enumerate(residual_branches(graph).values()):
+        assert all(bool(masks[n].all()) == bool(masks[n].any()) == (first == (k == 0))
+                   for n in names)  # fmt: skip
+    with torch.no_grad():
+        for n, p in net.named_parameters():
+            p.mul_(masks.get(n, torch.ones(())))
+        x = torch.randn(4, 3)
+        stem = net.stem(x)
+        y = stem + (net.one(stem) if first else net.scale * net.two(stem.relu()))
+        y = y + net.shared(net.shared(y))
+        y = y + net.shared(y)
+        torch.testing.assert_close(net(x), net.head(net.three(y) + net.side(y)))
+
+
+def test_heads_go_with_their_queries_keys_and_values() -> None:
+    torch.manual_seed(0)
+    net = nn.TransformerEncoderLayer(8, 4, 16, batch_first=True).eval()
+    graph = trace(net, torch.randn(2, 3, 8))
+    parameters = {n: p for n, p in net.named_parameters() if p.dim() > 1}
+    cut = units("head", parameters, graph)
+    elements = {n: p.detach().square() for n, p in parameters.items()}
+    masks = choose(elements, cut, 0.25)
+    packed = elements["self_attn.in_proj_weight"].view(3, 4, 2, 8)
+    worst = int(packed.mean((0, 2, 3)).argmin())
+    kept = torch.arange(4) != worst
+    for name in ("self_attn.in_proj_weight", "self_attn.in_proj_bias"):
+        rows = masks[name].reshape(3, 4, 2, -1)
+        assert torch.equal(rows, kept.view(1, 4, 1, 1).expand_as(rows))
+    assert set(masks) == {"self_attn.in_proj_weight", "self_attn.in_proj_bias"}
+
+
+@pytest.mark.parametrize("which", ["pattern", "head", "layer"])
+def test_they_last_through_training_and_on_disk(which, tmp_path) -> None:
+    torch.manual_seed(0)
+    if which == "pattern":
+        net: nn.Module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(),
+                                       nn.Linear(36, 3))  # fmt: skip
+        x, exact = torch.randn(4, 1, 5, 5), 5 / 9
+    else:
+        layers = [nn.TransformerEncoderLayer(8, 4, 16, batch_first=True) for _ in range(2)]
+        net = nn.Sequential(nn.Linear(5, 8), *layers)
+        x, exact = torch.randn(4, 3, 5), 0.5
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    more = {"ignore": ["3"]} if which == "pattern" else {"example_inputs": x}
+    handle = sec.attach(net, optimizer, "initial_magnitude", amount=0.5, granularity=which, **more)
+    for _ in range(3):
+        optimizer.zero_grad()
+        net(x).square().mean().backward()
+        optimizer.step()
+    cut, masks = handle.units, handle.masks
+    masks.save(tmp_path / "masks.safetensors")
+    assert sec.MaskSet.load(tmp_path / "masks.safetensors") == masks
+    handle.finish()
+    for name, mask in masks.items():
+        p = net.get_parameter(name)
+        assert not bool(p[~mask].any()) and bool(p[mask].any()) == bool(mask.any())
+    if which == "pattern":
+        assert masks.sparsity == exact
+    else:  # so many whole units, by what makes them
+        named = {n: masks[n].float() for n in masks}
+        reduced = cut.reduce(named)
+        assert {float(v) for values in reduced.values() for v in values} == {0.0, 1.0}
+        total = sum(len(v) for v in reduced.values())
+        assert sum(float(v.sum()) for v in reduced.values()) == total * (1 - exact)
+
+
 def test_what_does_not_fit_is_said() -> None:
     elements = {"odd": torch.ones(3, 5)}
     for which, match in (("block", "tile"), ("2:4", "odd"), ("4:2", "0 < n < m"), ("rwo", "row")):
         with pytest.raises(ConfigError, match=match):
             units(which, elements)
-    with pytest.raises(ConfigError, match="example_inputs"):
-        units("channel", elements)
+    with pytest.raises(ConfigError, match="have 1: name it in ignore"):
+        units("pattern", elements)
+    plain = nn.Sequential(nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 2))
+    parameters, graph = dict(plain.named_parameters()), trace(plain, torch.randn(2, 5))
+    with pytest.raises(ConfigError, match="cut the network"):
+        units("layer", parameters, graph)
+    with pytest.raises(ConfigError, match="no attention heads"):
+        units("head", parameters, graph)
+    for which in ("channel", "head", "layer"):
+        with pytest.raises(ConfigError, match="example_inputs"):
+            units(which, elements)
     with pytest.raises(DataError, match="odd"):
         choose({"odd": torch.full((3, 5), torch.nan)}, units("row", elements), 0.5)
