@@ -15,6 +15,7 @@ def measure(wanted: dict[str, Any]) -> dict[str, Any]:
     """Prune, judge by both held-out texts, time beside the dense model."""
     import torch
     from benchmarks.llm import material
+    from benchmarks.structured.clock import clock
 
     import secateur as sec
     from secateur.analyse import language
@@ -48,9 +49,7 @@ def measure(wanted: dict[str, Any]) -> dict[str, Any]:
         cell["dropped"] = [gap.module for gap in result.plan.dropped]
         cell["removed"] = sum(result.plan.removed.values())
         if wanted.get("speed"):
-            ids = pieces.ids[:1, :128]
-            found = sec.measure(small, {"input_ids": ids}, against=model, repeats=7, warmup=1)
-            cell["speedup"] = round(found.against.speedup.ratio, 3)
+            cell["clock"] = clock({"dense": model, "pruned": small})
     cell["parameters"] = sum(p.numel() for p in small.parameters())
     for name, windows in {
         "wiki": language.held_out(tokenizer, wiki[cut:], number=8, length=512),

@@ -23,7 +23,7 @@ from secateur.graph.forward import named_tensors
 from secateur.measure import Measurement
 from secateur.measure import measure as measure_cost
 from secateur.measure.calling import evaluating
-from secateur.methods.droppable import depth_of
+from secateur.methods.droppable import depth_of, experts_of
 from secateur.methods.registry import Method
 from secateur.names import unknown
 from secateur.plan.assign import fill_in
@@ -199,13 +199,17 @@ def _shallower(
     """The plan of a method that leaves out whole blocks, or parts of them."""
     settings = depth_settings(said, len(targets))
     amount, keep = targets[-1]["amount"], targets[-1]["keep"]
-    parts = chosen.granularity == "sublayer"
-    here = depth_of(model, data, parts=parts, seed=seed, **settings)
+    if chosen.granularity == "expert":
+        here = experts_of(model, data, seed=seed, **settings)
+    else:
+        parts = chosen.granularity == "sublayer"
+        here = depth_of(model, data, parts=parts, seed=seed, **settings)
     gaps = chosen.search(here, enough(model, here.candidates, amount, keep))
     budget = dict(keep) if keep else None
-    return depth_plan(
+    plan = depth_plan(
         model, example_inputs, gaps, method=chosen.name, amount=amount, budget=budget, seed=seed
     )
+    return replace(plan, notes=(*plan.notes, *here.notes))
 
 
 def _next(
