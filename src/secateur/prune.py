@@ -23,8 +23,9 @@ from secateur.graph.forward import named_tensors
 from secateur.measure import Measurement
 from secateur.measure import measure as measure_cost
 from secateur.measure.calling import evaluating
-from secateur.methods.droppable import depth_of, experts_of
+from secateur.methods.droppable import depth_of
 from secateur.methods.registry import Method
+from secateur.methods.routed import experts_of
 from secateur.names import unknown
 from secateur.plan.assign import fill_in
 from secateur.plan.depth import depth_plan, enough

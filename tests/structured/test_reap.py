@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import secateur as sec
 from secateur.errors import BudgetError, ConfigError, PlanError, StoreError
 from secateur.methods.after.reap import saliency
-from secateur.methods.droppable import experts_of
+from secateur.methods.routed import experts_of
 from secateur.plan.gaps import Gap, drop
 
 QUIET: dict[str, Any] = {"progress": False, "measure": False}

@@ -17,7 +17,6 @@ from secateur.errors import ConfigError, PlanError
 from secateur.measure.calling import device_of, evaluating, to_device
 from secateur.methods.depth import Depth
 from secateur.names import match_names, unknown
-from secateur.plan.experts import routed
 from secateur.plan.gaps import Gap, check_caches, first_of
 
 Said = dict[str, tuple[Tensor, Tensor, int]]  # module -> its input, its output, number of outputs
@@ -66,43 +65,18 @@ def depth_of(
     if parts:
         gaps = [Gap(n, said[n][2]) for b in blocks for n in _parts(model, b, said)]
         _check_sums(here, gaps, batches[0])
-    stay = _staying(ignore, [g.module for g in gaps])
+    stay = staying(ignore, [g.module for g in gaps])
     may = tuple(g for g in gaps if g.module not in stay)
     check_caches(model, may)
     return replace(here, candidates=may)
 
 
-def experts_of(
-    model: nn.Module,
-    data: Iterable[Any] | None,
-    *,
-    ignore: Sequence[str] = (),
-    loss: Any = None,
-    seed: int = 0,
-) -> Depth:
-    """Find the routed experts of a model, each of which may go.
-
-    Args:
-        model: With modules that hold a router and a stack of experts.
-        data, ignore, loss, seed: As of ``depth_of``; the globs are over names of these modules.
+def staying(ignore: Sequence[str], known: list[str]) -> set[str]:
+    """The names that match one of the globs.
 
     Raises:
-        PlanError: The model has none.
+        ConfigError: A glob that matches nothing.
     """
-    source = epoch_batches(require(data, "Removing experts"), seed, 0)
-    batches = tuple(to_device(batch, device_of(model)) for batch in take(source))
-    counts = routed(model)
-    if not counts:
-        raise PlanError(
-            f"no module of this {type(model).__name__} holds a router beside a stack of experts "
-            "(weights of three dimensions): it has no routed experts to remove"
-        )
-    stay = _staying(ignore, list(counts))
-    may = tuple(Gap(n, experts=(j,)) for n, k in counts.items() if n not in stay for j in range(k))
-    return Depth(model, tuple(counts), (), may, batches, loss=loss, seed=seed)
-
-
-def _staying(ignore: Sequence[str], known: list[str]) -> set[str]:
     stay: set[str] = set()
     for glob, names in match_names(ignore, known).items():
         if not names:
