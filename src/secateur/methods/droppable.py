@@ -72,11 +72,7 @@ def depth_of(
 
 
 def staying(ignore: Sequence[str], known: list[str]) -> set[str]:
-    """The names that match one of the globs.
-
-    Raises:
-        ConfigError: A glob that matches nothing.
-    """
+    """The names that match one of the globs; one that matches nothing is a ConfigError."""
     stay: set[str] = set()
     for glob, names in match_names(ignore, known).items():
         if not names:
