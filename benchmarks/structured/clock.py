@@ -7,11 +7,38 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-TOKENS = 128  # of the prompt, and in the cache while the next token is computed
+TOKENS = 64  # of the prompt, and in the cache while the next token is computed
 BATCHES = (1, 8)
+CASES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("wanda_sp", {"keep": {"params": 0.84}}),  # width: heads and neurons, as many in every block
+    ("shortgpt", {"amount": 0.2}),  # depth: six blocks of thirty
+)
 
 
-def clock(models: dict[str, Any], repeats: int = 7) -> dict[str, dict[str, float]]:
+def measured(method: str, goal: dict[str, Any]) -> dict[str, Any]:
+    """A method on SmolLM2-135M; units are chosen on few tokens, as only their number matters here.
+
+    Args:
+        method, goal: One of ``CASES``.
+    """
+    import torch
+    from benchmarks.llm import material
+
+    import secateur as sec
+
+    torch.set_num_threads(1)
+    model = material.model()
+    ids = torch.randint(5, 1000, (1, 64), generator=torch.Generator().manual_seed(0))
+    small = sec.prune(
+        model, {"input_ids": ids[:, :16]}, method=method, data=[{"input_ids": ids}], verify=False,
+        measure=False, progress=False, **goal,
+    ).model  # fmt: skip
+    left = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
+    found = clock({"dense": model, "pruned": small})
+    return {"method": method, "goal": goal, "left": round(left, 4), "clock": found}
+
+
+def clock(models: dict[str, Any], repeats: int = 5) -> dict[str, dict[str, float]]:
     """Seconds of each model, medians of calls that are taken in turn.
 
     Args:
@@ -30,7 +57,7 @@ def clock(models: dict[str, Any], repeats: int = 7) -> dict[str, dict[str, float
         ids = torch.randint(5, 1000, (batch, TOKENS), generator=generator)
         with torch.inference_mode():
             reading = {name: _reading(model, ids) for name, model in models.items()}
-            found[f"prefill {batch}"] = _in_turn(reading, repeats)
+            found[f"prefill {batch}"] = _in_turn(reading, repeats if batch == 1 else 3)
             writing = {name: _writing(model, ids) for name, model in models.items()}
             found[f"decode {batch}"] = _in_turn(writing, 3 * repeats)
     return found

@@ -144,6 +144,11 @@ def prune(
         if chosen.granularity in DEPTH:
             plan = _shallower(model, example_inputs, chosen, targets, said, data, seed)
             graph, made = plan.graph, model
+            if chosen.granularity == "basis":  # the model that it is a plan of is a rotated one
+                assert graph is not None
+                made = graph.model
+                if inplace:
+                    raise ConfigError(f"method {chosen.name} makes a new model: leave inplace= out")
         else:
             graph, made = trace(model, example_inputs), model
             common = {"kinds": known_kinds(chosen, graph), **common}
@@ -157,7 +162,7 @@ def prune(
                 if number < len(targets) or done is not None:
                     plan, made, step = _next(graph, done, before, target, common)
                 else:
-                    made, step = plan.apply(model), plan
+                    made, step = plan.apply(before), plan
             except BudgetError as error:
                 if number == len(targets):
                     raise
@@ -205,6 +210,8 @@ def _shallower(
     else:
         parts = chosen.granularity == "sublayer"
         here = depth_of(model, data, parts=parts, seed=seed, **settings)
+    if chosen.granularity == "basis":
+        return chosen.search(here, example_inputs, amount, keep)
     gaps = chosen.search(here, enough(model, here.candidates, amount, keep))
     budget = dict(keep) if keep else None
     plan = depth_plan(

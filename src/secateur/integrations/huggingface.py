@@ -107,6 +107,8 @@ def find_config(model: nn.Module, plan: Plan, state: Mapping[str, Tensor]) -> An
         raise NotStock(
             "the plan was read from a file, so there are no inputs to compare outputs on"
         )
+    if any(gap.shortcut for gap in plan.dropped):
+        raise NotStock("there are matrices between its blocks, which no config has a field for")
     inputs = plan.graph.example_inputs
     search = Search(model, kind, state, inputs, options(model.config, plan))
     if not any(isinstance(old, list | tuple) for old, _ in search.options.values()):

@@ -349,7 +349,10 @@ def _dropped(data: Any, where: str) -> tuple[Gap, ...]:
     for item in data:
         outputs = item.get("outputs")
         experts = item.get("experts", [])
-        good = item.keys() - {"experts"} == {"module", "outputs"} and is_module(item["module"])
+        good = item.keys() - {"experts", "shortcut"} == {"module", "outputs"}
+        good = good and is_module(item["module"])
+        shortcut = item.get("shortcut", 0)
+        good = good and _is_int(shortcut) and 0 <= shortcut < 1 << 20
         good = good and isinstance(experts, list) and len(set(map(str, experts))) == len(experts)
         good = good and all(_is_int(j) and 0 <= j < 1 << 16 for j in experts)
         good = good and (outputs is None or (_is_int(outputs) and 0 <= outputs < 64))
@@ -359,7 +362,8 @@ def _dropped(data: Any, where: str) -> tuple[Gap, ...]:
 
 
 def _gap_data(gap: Gap) -> dict[str, Any]:
-    return {name: value for name, value in asdict(gap).items() if name != "experts" or value}
+    optional = ("experts", "shortcut")
+    return {name: value for name, value in asdict(gap).items() if name not in optional or value}
 
 
 def _check(where: str, condition: bool, what: str) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import PlanError
-from secateur.plan import experts
+from secateur.plan import bases, experts
 
 _COUNTS = re.compile(r"n_?layers?|num_.*layers|.*_layers|depth")  # config fields that count blocks
 
@@ -31,11 +31,13 @@ class Gap:
         outputs: None for a block that is taken out of its list; of a part of a block how many
             outputs it has, 0 for a plain tensor.
         experts: Only these experts of the module go.
+        shortcut: Nothing goes; a matrix of this width comes before the block.
     """
 
     module: str
     outputs: int | None = None
     experts: tuple[int, ...] = ()
+    shortcut: int = 0
 
     def size(self, model: nn.Module) -> int:
         """How many parameters go with it."""
@@ -103,8 +105,9 @@ def drop(model: nn.Module, gaps: Sequence[Gap]) -> nn.Module:
     Raises:
         PlanError: The model lacks a module, or a block is not in a list of blocks.
     """
+    bases.turn(model, {gap.module: gap.shortcut for gap in gaps if gap.shortcut})
     experts.narrow(model, [gap for gap in gaps if gap.experts])
-    gaps = [gap for gap in gaps if not gap.experts]
+    gaps = [gap for gap in gaps if not gap.experts and not gap.shortcut]
     modules = dict(model.named_modules())
     lists: dict[str, list[int]] = {}
     for gap in gaps:
@@ -177,7 +180,7 @@ def skipping(model: nn.Module, gaps: Sequence[Gap]) -> Iterator[nn.Module]:
     modules = dict(model.named_modules())
     with ExitStack() as stack:
         stack.enter_context(experts.unchosen(model, [gap for gap in gaps if gap.experts]))
-        for gap in (gap for gap in gaps if not gap.experts):
+        for gap in (gap for gap in gaps if not gap.experts and not gap.shortcut):
             if gap.module not in modules:
                 raise PlanError(f"there is no {gap.module!r} in this {type(model).__name__}")
 
