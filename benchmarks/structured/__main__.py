@@ -77,9 +77,9 @@ def page(done: dict[str, dict[str, Any]]) -> str:
         "other part of that text, 4 windows of web text that no method saw. One seed, nothing is "
         "trained afterwards. Seconds are CPU time of one thread for planning, removal, proof and "
         "mending. Proven means that the smaller model equals the dense one with the same units "
-        "masked, or the same blocks skipped, before it was mended. SliceGPT has to untie the embeddings "
-        "(28.3 million parameters more) and adds a matrix a block, so its parameters left count "
-        "both.",
+        "masked, or the same blocks skipped, before it was mended. SliceGPT has to untie the "
+        "embeddings (28.3 million parameters more) and adds a matrix a block, so its parameters "
+        "left count both.",
         "",
         "| method | goal | parameters left | Wikipedia | web | proven | seconds |",
         "|---|---|---|---|---|---|---|",
