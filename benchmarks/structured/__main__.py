@@ -145,8 +145,8 @@ def _experts() -> list[str]:
         "",
         "## Experts",
         "",
-        "`python -m benchmarks.structured --experts`: a Mixtral of 3 blocks, width 64, 8 experts of "
-        f"which a token gets 2, trained for {found['steps']} steps on bytes of the Wikipedia text. "
+        "`python -m benchmarks.structured --experts`: a Mixtral of 3 blocks, width 64, 8 experts, "
+        f"2 of them for each token, trained for {found['steps']} steps on bytes of the Wikipedia text. "
         f"Bits per byte of 64 x 256 bytes of its other part; dense {found['dense']}. Upside down: "
         "the experts that REAP likes best go. Nothing is trained afterwards; one seed.",
         "",
