@@ -151,8 +151,10 @@ def _experts() -> list[str]:
         "",
         "`python -m benchmarks.structured --experts`: a Mixtral of 3 blocks, width 64, 8 experts, "
         f"2 of them for each token, trained for {found['steps']} steps on bytes of the Wikipedia "
-        f"text. Bits per byte of 64 x 256 bytes of its other part; dense {found['dense']}. Upside "
-        "down: the experts that REAP likes best go. Nothing is trained afterwards; one seed.",
+        f"text. Bits per byte of 32 x 256 bytes of its other part; dense {found['dense']}. Upside "
+        "down: the experts that REAP likes best go. The least used expert saw "
+        f"{found['fewest tokens of an expert']} tokens of the calibration. "
+        "Nothing is trained afterwards; one seed.",
         "",
         f"| experts removed | {' | '.join(names)} |",
         f"|---|{'---|' * len(names)}",

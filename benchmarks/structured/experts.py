@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-STEPS, LENGTH, BATCH = 400, 96, 16
+STEPS, LENGTH, BATCH = 150, 96, 16
 
 
 def measured(steps: int = STEPS) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def measured(steps: int = STEPS) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     model = _trained(text[:cut], steps, generator)
     calibration = [_pieces(text[:cut], generator) for _ in range(8)]
-    windows = text[cut:][: 64 * 256].view(64, 256)
+    windows = text[cut:][: 32 * 256].view(32, 256)
 
     def bits(net: Any) -> float:
         with torch.inference_mode():
