@@ -12,7 +12,7 @@ TOKENS = (8, 512)  # pieces of calibration and their length, where a cell says n
 
 
 def measure(wanted: dict[str, Any]) -> dict[str, Any]:
-    """Prune, judge by both held-out texts, time beside the dense model."""
+    """Prune, judge by both held-out texts."""
     import torch
     from benchmarks.llm import material
 
@@ -47,10 +47,6 @@ def measure(wanted: dict[str, Any]) -> dict[str, Any]:
         cell["proof"] = None if proof is None else {"ok": proof.ok, "error": proof.error}
         cell["dropped"] = [gap.module for gap in result.plan.dropped]
         cell["removed"] = sum(result.plan.removed.values())
-        if wanted.get("speed"):
-            ids = pieces.ids[:1, :128]
-            found = sec.measure(small, {"input_ids": ids}, against=model, repeats=7, warmup=1)
-            cell["speedup"] = round(found.against.speedup.ratio, 3)
     cell["parameters"] = sum(p.numel() for p in small.parameters())
     for name, windows in {
         "wiki": language.held_out(tokenizer, wiki[cut:], number=8, length=512),

@@ -25,6 +25,7 @@ from secateur.measure import measure as measure_cost
 from secateur.measure.calling import evaluating
 from secateur.methods.droppable import depth_of
 from secateur.methods.registry import Method
+from secateur.methods.routed import experts_of
 from secateur.names import unknown
 from secateur.plan.assign import fill_in
 from secateur.plan.carry import carry
@@ -144,6 +145,11 @@ def prune(
         if chosen.granularity in DEPTH:
             plan = _shallower(model, example_inputs, chosen, targets, said, data, seed)
             graph, made = plan.graph, model
+            if chosen.granularity == "basis":  # the model that it is a plan of is a rotated one
+                assert graph is not None
+                made = graph.model
+                if inplace:
+                    raise ConfigError(f"method {chosen.name} makes a new model: leave inplace= out")
         else:
             graph, made = trace(model, example_inputs), model
             common = {"kinds": known_kinds(chosen, graph), **common}
@@ -157,7 +163,7 @@ def prune(
                 if number < len(targets) or done is not None:
                     plan, made, step = _next(graph, done, before, target, common)
                 else:
-                    made, step = plan.apply(model), plan
+                    made, step = plan.apply(before), plan
             except BudgetError as error:
                 if number == len(targets):
                     raise
@@ -202,13 +208,19 @@ def _shallower(
     """The plan of a method that leaves out whole blocks, or parts of them."""
     settings = depth_settings(said, len(targets))
     amount, keep = targets[-1]["amount"], targets[-1]["keep"]
-    parts = chosen.granularity == "sublayer"
-    here = depth_of(model, data, parts=parts, seed=seed, **settings)
+    if chosen.granularity == "expert":
+        here = experts_of(model, data, seed=seed, **settings)
+    else:
+        parts = chosen.granularity == "sublayer"
+        here = depth_of(model, data, parts=parts, seed=seed, **settings)
+    if chosen.granularity == "basis":
+        return chosen.search(here, example_inputs, amount, keep)
     gaps = chosen.search(here, enough(model, here.candidates, amount, keep))
     budget = dict(keep) if keep else None
-    return depth_plan(
+    plan = depth_plan(
         model, example_inputs, gaps, method=chosen.name, amount=amount, budget=budget, seed=seed
     )
+    return replace(plan, notes=(*plan.notes, *here.notes))
 
 
 def _next(

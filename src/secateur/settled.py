@@ -11,7 +11,7 @@ from secateur.methods import registry
 from secateur.methods.registry import Method
 
 _PLAIN = Method(criterion="l2")  # what ``prune`` does where neither user nor method says anything
-DEPTH = ("layer", "sublayer")
+DEPTH = ("layer", "sublayer", "expert", "basis")
 _UNITS = ("channel", *DEPTH)  # granularities that remove something for real
 
 

@@ -145,6 +145,15 @@ def sparsify_folder(
     return SparsifiedFolder(out, report)
 
 
+def companions(folder: Path) -> list[Path]:
+    """The files of a checkpoint that hold no weights: configs, the tokenizer, a licence."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file() and not path.name.endswith((*_OTHER_WEIGHTS, INDEX))
+    ]
+
+
 def _seen_blocks(
     streamed: Streamed, expected: Sequence[Block], head: Sequence[str], sample: Any
 ) -> tuple[Block, ...]:
@@ -157,13 +166,9 @@ def _seen_blocks(
 
 def _copy(shards: Shards, target: Path) -> None:
     """The source's files in the folder of the result, as far as they are not there yet."""
-    ours = {*shards.files, INDEX}
-    files = [
-        path
-        for path in sorted(shards.folder.iterdir())
-        if path.is_file() and (path.name in ours or not path.name.endswith(_OTHER_WEIGHTS))
-    ]
-    copy_files(files, target)
+    ours = [shards.folder / name for name in (*shards.files, INDEX)]
+    files = {*companions(shards.folder), *(path for path in ours if path.is_file())}
+    copy_files(sorted(files), target)
     if open_shards(target).digest != shards.digest:
         raise StoreError(
             f"{target} holds an unfinished run on another checkpoint: delete it, or choose another "

@@ -13,7 +13,7 @@ from secateur.cli.answer import plain
 from secateur.cli.main import command_modules
 from secateur.errors import SecateurError
 
-NAMES = ["load-check", "measure", "methods", "prune", "report", "sensitivity", "trace"]
+NAMES = ["load-check", "measure", "methods", "prune", "report", "sensitivity", "sparsify", "trace"]
 
 
 def test_help_and_version_need_no_torch():

@@ -79,11 +79,11 @@ def model(source: Source, weights: str | None = None) -> nn.Module:
     return made.eval()
 
 
-def open_model(config: Config) -> tuple[Source, nn.Module, Any]:
-    """The source, the model and the example inputs that a configuration names.
+def prepare(config: Config) -> None:
+    """Seed and threads, as a configuration says.
 
     Raises:
-        ConfigError: No such model, or its example inputs must be given.
+        ConfigError: No thread.
     """
     import torch
 
@@ -92,6 +92,26 @@ def open_model(config: Config) -> tuple[Source, nn.Module, Any]:
         if config.threads < 1:
             raise ConfigError(f"threads={config.threads}: give at least 1")
         torch.set_num_threads(config.threads)
+
+
+def open_bare(config: Config) -> tuple[Source, nn.Module]:
+    """The source and the model that a configuration names, without example inputs.
+
+    Raises:
+        ConfigError: No such model.
+    """
+    prepare(config)
+    source = find(str(config.model), config.original)
+    return source, _placed(model(source, config.weights), None, config)[0]
+
+
+def open_model(config: Config) -> tuple[Source, nn.Module, Any]:
+    """The source, the model and the example inputs that a configuration names.
+
+    Raises:
+        ConfigError: No such model, or its example inputs must be given.
+    """
+    prepare(config)
     if config.batch < 1:
         raise ConfigError(f"batch={config.batch}: give at least 1")
     source = find(str(config.model), config.original)
@@ -108,15 +128,27 @@ def open_model(config: Config) -> tuple[Source, nn.Module, Any]:
     return source, *_placed(made, inputs, config)
 
 
+def dtype_of(config: Config) -> Any:
+    """The torch.dtype asked for, or None.
+
+    Raises:
+        ConfigError: There is no such type.
+    """
+    import torch
+
+    dtype = None if config.dtype is None else getattr(torch, config.dtype, None)
+    if config.dtype is not None and not isinstance(dtype, torch.dtype):
+        raise ConfigError(f"dtype={config.dtype}: give one of torch's, as float32")
+    return dtype
+
+
 def _placed(made: nn.Module, inputs: Any, config: Config) -> tuple[nn.Module, Any]:
     """Model and inputs on the device and of the dtype asked for."""
     import torch
 
     from secateur.measure.calling import to_device
 
-    dtype = None if config.dtype is None else getattr(torch, config.dtype, None)
-    if config.dtype is not None and not isinstance(dtype, torch.dtype):
-        raise ConfigError(f"dtype={config.dtype}: give one of torch's, as float32")
+    dtype = dtype_of(config)
     try:
         device = torch.device(config.device)
         made = made.to(device, dtype)

@@ -75,6 +75,8 @@ def huggingface(name: str) -> Source:
             f"hf:{name}: {folder} holds no config.json: give a folder that save_pretrained wrote "
             "(models are not fetched from a hub)"
         )
+    from secateur.engine.shards import INDEX, SINGLE, open_shards
+
     package = _import("transformers", "hf")
     importlib.import_module("transformers.utils.logging").disable_progress_bar()
     local = {"local_files_only": True, "trust_remote_code": False}
@@ -95,11 +97,33 @@ def huggingface(name: str) -> Source:
     def load(download: bool) -> nn.Module:
         if download:
             raise ConfigError(f"hf:{name} is a folder: leave weights={PRETRAINED} out")
+        if any((folder / weights).is_file() for weights in (SINGLE, INDEX)):
+            open_shards(folder)  # says which file is missing or cut off
         return _of_folder(
             lambda: network.from_pretrained(folder, use_safetensors=True, **local), folder
         )
 
     return Source(f"hf:{folder}", build, load, _huggingface_inputs)
+
+
+def tokenizer(name: str) -> Any:
+    """The tokenizer in a local folder; nothing is fetched, and no code of it runs.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    folder = Path(name).expanduser().resolve()
+    package = _import("transformers", "hf")
+    if not any(folder.glob("tokenizer*")) and not any(folder.glob("vocab*")):
+        raise ConfigError(
+            f"{folder} holds no tokenizer: give the folder of the model's own as --tokenizer DIR"
+        )
+    return _of_folder(
+        lambda: package.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        ),
+        folder,
+    )
 
 
 def _huggingface_inputs(model: nn.Module, batch: int) -> dict[str, Any]:

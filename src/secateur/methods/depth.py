@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ class Depth:
         batches: Calibration.
         loss: Function of (output, target), or None for the model's own.
         seed: Of whatever is random.
+        notes: Where a search says what should be known.
     """
 
     model: nn.Module
@@ -36,6 +37,7 @@ class Depth:
     batches: tuple[Any, ...]
     loss: Any = None
     seed: int = 0
+    notes: list[str] = field(default_factory=list, compare=False)
 
     def module(self, name: str) -> nn.Module:
         """A module of the model by its name."""

@@ -65,14 +65,20 @@ def depth_of(
     if parts:
         gaps = [Gap(n, said[n][2]) for b in blocks for n in _parts(model, b, said)]
         _check_sums(here, gaps, batches[0])
-    stay: set[str] = set()
-    for glob, names in match_names(ignore, [g.module for g in gaps]).items():
-        if not names:
-            raise ConfigError("ignore: " + unknown("block or part", glob, [g.module for g in gaps]))
-        stay.update(names)
+    stay = staying(ignore, [g.module for g in gaps])
     may = tuple(g for g in gaps if g.module not in stay)
     check_caches(model, may)
     return replace(here, candidates=may)
+
+
+def staying(ignore: Sequence[str], known: list[str]) -> set[str]:
+    """The names that match one of the globs; one that matches nothing is a ConfigError."""
+    stay: set[str] = set()
+    for glob, names in match_names(ignore, known).items():
+        if not names:
+            raise ConfigError("ignore: " + unknown("block or part", glob, known))
+        stay.update(names)
+    return stay
 
 
 def _watched(model: nn.Module, batch: Any) -> Said:

@@ -34,7 +34,10 @@ def depth_plan(
         )
     """
     graph = trace(drop(copy.deepcopy(model), gaps), example_inputs)
-    names = ", ".join(gap.module for gap in gaps)
+    names = ", ".join(
+        f"{gap.module}[{', '.join(map(str, gap.experts))}]" if gap.experts else gap.module
+        for gap in gaps
+    )
     note = (f"dropped: {names}",) if gaps else ()
     return replace(Plan.of(graph, {}, **made_by), dropped=tuple(gaps), edits=(), notes=note)
 
@@ -69,8 +72,7 @@ def enough(
         raise ConfigError(
             f'keep={dict(keep)}: whole blocks are counted by parameters: keep={{"params": 0.8}}'
         )
-    size = {g: sum(p.numel() for p in model.get_submodule(g.module).parameters())
-            for g in candidates}  # fmt: skip
+    size = {g: g.size(model) for g in candidates}
     total = sum(p.numel() for p in model.parameters())
     wanted = (1 - keep["params"]) * total
     least = min(size.values(), default=0) / 2  # the nearest number, not the next larger

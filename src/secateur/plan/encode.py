@@ -61,7 +61,7 @@ def encode(plan: Plan, **more: Any) -> str:
         "shapes": {name: [int(n) for n in shape] for name, shape in plan.shapes.items()},
         "axes": {name: _lists(axes) for name, axes in plan.axes.items()},
         "edits": None if plan.edits is None else [_edit_data(e) for e in plan.edits],
-        **({"dropped": [asdict(gap) for gap in plan.dropped]} if plan.dropped else {}),
+        **({"dropped": [_gap_data(gap) for gap in plan.dropped]} if plan.dropped else {}),
         **more,
     }
     return _text({**data, "sha256": digest(data)})
@@ -348,11 +348,22 @@ def _dropped(data: Any, where: str) -> tuple[Gap, ...]:
     _check(where, _all(data, dict), "'dropped' is not a list of tables")
     for item in data:
         outputs = item.get("outputs")
-        good = item.keys() == {"module", "outputs"} and is_module(item["module"])
+        experts = item.get("experts", [])
+        good = item.keys() - {"experts", "shortcut"} == {"module", "outputs"}
+        good = good and is_module(item["module"])
+        shortcut = item.get("shortcut", 0)
+        good = good and _is_int(shortcut) and 0 <= shortcut < 1 << 20
+        good = good and isinstance(experts, list) and len(set(map(str, experts))) == len(experts)
+        good = good and all(_is_int(j) and 0 <= j < 1 << 16 for j in experts)
         good = good and (outputs is None or (_is_int(outputs) and 0 <= outputs < 64))
         _check(where, good, f"{_short(item)} names no block or part of one to drop")
     _check(where, len({item["module"] for item in data}) == len(data), "a block is dropped twice")
-    return tuple(Gap(**item) for item in data)
+    return tuple(Gap(**{**item, "experts": tuple(item.get("experts", ()))}) for item in data)
+
+
+def _gap_data(gap: Gap) -> dict[str, Any]:
+    optional = ("experts", "shortcut")
+    return {name: value for name, value in asdict(gap).items() if name not in optional or value}
 
 
 def _check(where: str, condition: bool, what: str) -> None:

@@ -1,4 +1,4 @@
-"""Gaps: whole blocks that go, and parts of blocks whose contribution becomes zero.
+"""Gaps: blocks that go, parts of blocks whose contribution becomes zero, experts of a router.
 
 What is left says again how many blocks there are and which one each is: places in the list, the
 ``layer_idx`` by which layers find their keys and values in a cache, and the numbers and lists of
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import PlanError
+from secateur.plan import bases, experts
 
 _COUNTS = re.compile(r"n_?layers?|num_.*layers|.*_layers|depth")  # config fields that count blocks
 
@@ -29,10 +30,23 @@ class Gap:
         module: Its qualified name in the dense model.
         outputs: None for a block that is taken out of its list; of a part of a block how many
             outputs it has, 0 for a plain tensor.
+        experts: Only these experts of the module go.
+        shortcut: Nothing goes; a matrix of this width comes before the block.
     """
 
     module: str
     outputs: int | None = None
+    experts: tuple[int, ...] = ()
+    shortcut: int = 0
+
+    def size(self, model: nn.Module) -> int:
+        """How many parameters go with it."""
+        total = sum(p.numel() for p in model.get_submodule(self.module).parameters())
+        if not self.experts:
+            return total
+        stacks = [model.get_submodule(part) for part in experts.parts(model, self.module)]
+        stacked = sum(p.numel() for m in stacks for p in m.parameters(recurse=False))
+        return stacked * len(self.experts) // experts.routed(model)[self.module]
 
 
 class Absent(nn.Module):
@@ -91,6 +105,9 @@ def drop(model: nn.Module, gaps: Sequence[Gap]) -> nn.Module:
     Raises:
         PlanError: The model lacks a module, or a block is not in a list of blocks.
     """
+    bases.turn(model, {gap.module: gap.shortcut for gap in gaps if gap.shortcut})
+    experts.narrow(model, [gap for gap in gaps if gap.experts])
+    gaps = [gap for gap in gaps if not gap.experts and not gap.shortcut]
     modules = dict(model.named_modules())
     lists: dict[str, list[int]] = {}
     for gap in gaps:
@@ -167,7 +184,8 @@ def skipping(model: nn.Module, gaps: Sequence[Gap]) -> Iterator[nn.Module]:
     """The model itself with what the gaps name computed and then ignored: nothing is moved."""
     modules = dict(model.named_modules())
     with ExitStack() as stack:
-        for gap in gaps:
+        stack.enter_context(experts.unchosen(model, [gap for gap in gaps if gap.experts]))
+        for gap in (gap for gap in gaps if not gap.experts and not gap.shortcut):
             if gap.module not in modules:
                 raise PlanError(f"there is no {gap.module!r} in this {type(model).__name__}")
 

@@ -104,6 +104,8 @@ def find_config(model: nn.Module, plan: Plan, state: Mapping[str, Tensor]) -> An
     kind = stock_class(model)
     if not kind.__module__.startswith("transformers."):
         raise NotStock(f"`{kind.__name__}` is not a class of transformers")
+    if any(gap.shortcut for gap in plan.dropped):
+        raise NotStock("there are matrices between its blocks, which no config has a field for")
     search = Search(model, kind, state, inputs_of(plan), options(model.config, plan))
     if not any(isinstance(old, list | tuple) for old, _ in search.options.values()):
         _check_uniform(plan)

@@ -1,0 +1,168 @@
+"""SliceGPT: the same outputs before anything is sliced, and what slicing means, written out."""
+
+import copy
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from test_reap import mixtral
+from tiny import VOCABULARY, batches, gpt2, llama, logits, parameters, tokens
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import secateur as sec
+from secateur.errors import BudgetError, ConfigError, PlanError
+from secateur.methods.bases import Bases, with_bases
+from secateur.methods.droppable import depth_of
+
+QUIET: dict[str, Any] = {"progress": False, "measure": False}
+INPUTS = {"input_ids": tokens()}
+
+
+def scaled(model: nn.Module) -> nn.Module:
+    """Norms with scales, as trained ones have."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "norm" in name:
+                p.copy_(torch.rand(p.shape, generator=generator) + 0.5)
+    return model
+
+
+def tied() -> nn.Module:
+    return scaled(llama(3, tie_word_embeddings=True))
+
+
+def biased() -> nn.Module:
+    """Biases on what goes in and what comes out."""
+    model = scaled(llama(2, attention_bias=True, mlp_bias=True))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith("bias"):
+                p.normal_()
+    return model
+
+
+def qwen3() -> nn.Module:
+    """Norms of queries and keys, which are no norms of the residual stream."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 40, "head_dim": 8,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 64, "initializer_range": 0.2,
+    }  # fmt: skip
+    return scaled(hf.Qwen3ForCausalLM(hf.Qwen3Config(**shape)).eval())
+
+
+def turned(model: nn.Module) -> Bases:
+    return with_bases(depth_of(model, batches()), INPUTS)
+
+
+@pytest.mark.parametrize(
+    "build", [tied, biased, qwen3, lambda: scaled(mixtral())], ids=["llama", "bias", "qwen3", "moe"]
+)
+def test_nothing_changes_before_slicing(build: Any) -> None:
+    model = build()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    made: Any = turned(model).graph.model
+    other = tokens(seed=7)  # not what the bases were made from
+    assert_close(logits(made, other), logits(model, other), rtol=1e-4, atol=1e-4)
+    assert not torch.equal(made.model.embed_tokens.weight, model.model.embed_tokens.weight)
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name])
+    assert all(bool((m.weight == 1).all()) for n, m in made.named_modules()
+               if n.endswith("layernorm"))  # fmt: skip
+
+
+def test_the_bases_are_principal_components() -> None:
+    here = turned(tied())
+    made: Any = here.graph.model
+    for k, c in enumerate(here.classes):
+        seen: list[Tensor] = []
+        with ExitStack() as stack:
+            for name in here.norms[c.name]:
+                hook = made.get_submodule(name).register_forward_pre_hook(
+                    lambda _, args, to=seen: to.append(args[0].flatten(0, 1).double())
+                )
+                stack.callback(hook.remove)
+            for batch in batches():
+                logits(made, batch["input_ids"])
+        x = torch.cat(seen)
+        assert_close(x.T @ x, here.energy[c.name].diag(), rtol=1e-3, atol=1e-2)
+        assert bool((here.energy[c.name].diff() <= 0).all())
+        if k:
+            shortcut = made.model.layers[k].shortcut.weight
+            assert_close(shortcut @ shortcut.T, torch.eye(32), rtol=0, atol=1e-5)
+    assert [len(here.norms[c.name]) for c in here.classes] == [2, 2, 3]  # and the last norm
+
+
+def test_sliced_is_rotated_with_the_last_components_at_zero() -> None:
+    model = tied()
+    result = sec.prune(model, INPUTS, method="slicegpt", amount=0.25, data=batches(), **QUIET)
+    assert result.verification.ok
+    here = turned(model)
+    masked: Any = copy.deepcopy(here.graph.model)
+    writes = ["embed_tokens", "o_proj", "down_proj", "shortcut"]
+
+    def cut(_: Any, __: Any, output: Tensor) -> Tensor:
+        return torch.cat([output[..., :24], torch.zeros_like(output[..., 24:])], -1)
+
+    for name, module in masked.named_modules():
+        if name.rpartition(".")[2] in writes:
+            module.register_forward_hook(cut)
+    assert_close(logits(result.model), logits(masked), rtol=1e-4, atol=1e-4)
+    assert result.model.model.layers[1].shortcut.weight.shape == (24, 24)
+    assert result.model.lm_head.weight is not result.model.model.embed_tokens.weight
+    (note,) = result.plan.notes
+    lost = [float(e[24:].sum() / e.sum()) for e in here.energy.values()]
+    assert f"{min(lost):.1%} to {max(lost):.1%}" in note
+
+
+def test_it_is_saved_loaded_and_generates(tmp_path: Any) -> None:
+    result = sec.prune(tied(), INPUTS, method="slicegpt", amount=0.25, data=batches(), **QUIET)
+    folder = result.save(tmp_path / "out")
+    loaded = sec.load(tied, folder)
+    assert_close(logits(loaded), logits(result.model), rtol=0, atol=0)
+    assert sec.Plan.load(folder).dropped == result.plan.dropped
+    ids = tokens(2, 5)
+    how: dict[str, Any] = {
+        "attention_mask": torch.ones_like(ids), "max_new_tokens": 5, "min_length": 10,
+        "do_sample": False,
+    }  # fmt: skip
+    cached, plain = (loaded.generate(ids, **how, use_cache=use) for use in (True, False))
+    assert torch.equal(cached, plain)
+    copied = copy.deepcopy(loaded)
+    assert_close(logits(copied), logits(loaded), rtol=0, atol=0)
+
+
+def test_a_budget_counts_the_shortcuts_and_the_second_embedding() -> None:
+    model = tied()
+    keep = {"params": 0.8}
+    result = sec.prune(model, INPUTS, method="slicegpt", keep=keep, data=batches(), **QUIET)
+    assert parameters(result.model) <= 0.8 * parameters(model)
+    assert result.model.config.tie_word_embeddings is False
+
+
+def test_padding_does_not_count() -> None:
+    model, ids = tied(), tokens()
+    mask = torch.ones_like(ids)
+    mask[:, 8:] = 0
+    padded = [{"input_ids": ids, "attention_mask": mask}]
+    short = [{"input_ids": ids[:, :8]}]
+    one, other = (with_bases(depth_of(model, data), INPUTS).energy for data in (padded, short))
+    for name, energy in one.items():
+        assert_close(energy, other[name], rtol=1e-3, atol=1e-3)
+
+
+def test_what_cannot_be_meant_is_refused() -> None:
+    how: dict[str, Any] = {"method": "slicegpt", "data": batches(), **QUIET}
+    with pytest.raises(PlanError, match=r"no norm was found|no plain RMS norms"):
+        sec.prune(gpt2(), INPUTS, **how)
+    with pytest.raises(ConfigError, match="leave inplace= out"):
+        sec.prune(tied(), INPUTS, inplace=True, **how)
+    with pytest.raises(BudgetError, match="cannot be met"):
+        sec.prune(tied(), INPUTS, keep={"params": 0.001}, **how)
+    with pytest.raises(ConfigError, match="params"):
+        sec.prune(tied(), INPUTS, keep={"macs": 0.8}, **how)
