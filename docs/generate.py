@@ -1,4 +1,4 @@
-"""Write the generated parts of README.md: what is there, and the tree of the source.
+"""Write the generated parts of README.md: what is there, the demonstration, the source's tree.
 
 python docs/generate.py            # rewrite
 python docs/generate.py --check    # only say whether anything would change
@@ -96,7 +96,16 @@ def _folders_last(path: Path) -> tuple[object, ...]:
     return (*key, 0, "" if name == "__init__.py" else name)
 
 
-PARTS = {"there": there, "papers": papers, "tree": tree}
+def picture() -> str:
+    """The report of the demonstration, with the figures of the run that is in the picture."""
+    from secateur import report
+
+    record = report.read(ROOT / "docs" / "images" / "report.json")
+    said = report.verdict(record).headline
+    return f"![The report of make demo: {said}](docs/images/report.png)"
+
+
+PARTS = {"there": there, "papers": papers, "picture": picture, "tree": tree}
 
 
 def filled(text: str) -> str:

@@ -184,7 +184,8 @@ def prune(
         if verify and len(targets) > 1:
             proof = _proven(plan, model, plan.apply(model))
         cost = _measured(made, example_inputs, model, measure)
-    if note := carry(made, plan):
+    note = carry(made, plan)
+    if note is not None:
         plan = replace(plan, notes=(*plan.notes, note))
     if healers:
         seen = replace(seen, healed_weights=weights_of(made, like=seen.dense_weights))
@@ -192,7 +193,9 @@ def prune(
     asked |= {"schedule": _named(schedule), "steps": len(targets)}
     record = make_record(graph, model, plan, made, seen, cost, proof, metric, history, asked, seed)
     if inplace:
-        made = _into(model, plan, made)
+        small, made = made, _into(model, plan, made)
+        if note is None:
+            carry(made, plan, like=small)
     return Result(made, plan, record, proof, cost, tuple(history))
 
 
@@ -371,7 +374,6 @@ def _into(model: nn.Module, plan: Plan, made: nn.Module) -> nn.Module:
     """Make the caller's own model the pruned one."""
     plan.apply(model, inplace=True)
     fill_in(model, named_tensors(made))
-    carry(model, plan)
     return model
 
 

@@ -188,6 +188,20 @@ def test_pruned_in_place_a_model_no_longer_shares_its_config() -> None:
     assert other.model.config is other.config
 
 
+def test_a_class_of_ones_own_keeps_its_config_in_place_too() -> None:
+    model, given = made("llama")
+
+    class Mine(type(model)):  # type: ignore[misc]
+        def __init__(self, config: Any, more: int) -> None:
+            super().__init__(config)
+
+    own = Mine(model.config, 3).eval()
+    before = own.config.to_json_string()
+    result = sec.prune(own, given, amount=0.5, inplace=True, **UNTIMED)
+    assert result.model is own and own.config.to_json_string() == before
+    assert "`Mine` is not a class of transformers" in result.plan.notes[0]
+
+
 def test_removed_after_sparse_training_it_carries_its_config_too() -> None:
     model, given = made("llama")
     with torch.no_grad():

@@ -29,11 +29,16 @@ from secateur.plan.stock import (
 )
 
 
-def carry(model: nn.Module, plan: Plan) -> str | None:
+def carry(model: nn.Module, plan: Plan, like: Any = None) -> str | None:
     """Let a pruned model of transformers carry the stock config of its shape, where there is one.
 
     The model's own ``save_pretrained`` then writes a folder that plain ``from_pretrained`` loads.
     The config that the model had, which others may share, is left as it was.
+
+    Args:
+        model: What the plan made, possibly trained since.
+        plan: The plan.
+        like: The same model, which carries what was found for it; default: a config is looked for.
 
     Returns:
         Where there is none: what a user should know, and the model keeps the config it has.
@@ -42,7 +47,8 @@ def carry(model: nn.Module, plan: Plan) -> str | None:
         return None
     state = {n: t for n, t in named_tensors(model).items() if not is_passing(model, n)}
     try:
-        _adopt(model, find_config(model, plan, state), inputs_of(plan))
+        config = like.config if like is not None else find_config(model, plan, state)
+        _adopt(model, config, inputs_of(plan))
     except NotStock as why:
         return (
             "the model's config still tells the sizes before pruning, so its own save_pretrained "
@@ -72,7 +78,11 @@ def _adopt(model: nn.Module, config: Any, inputs: Any) -> None:
             continue
         for holder in _holders(model, path, name):
             setattr(holder, name, value)
-    if not distance_of(reference, outputs_of(model, inputs)) <= tolerance(model):
+    try:
+        right = distance_of(reference, outputs_of(model, inputs)) <= tolerance(model)
+    except Exception:  # noqa: BLE001 - a forward may refuse any config
+        right = False
+    if not right:
         for (module, key), value in before.items():
             setattr(module, key, value)
         raise NotStock("its forward reads sizes from its config that mean something else there")
