@@ -108,7 +108,7 @@ def test_a_permuted_model_computes_the_same_and_keeps_more(build) -> None:
         total = sum(float(w.sum()) for w in weights.values())
         shares.append(sum(float(weights[n][masks[n]].sum()) for n in masks) / total)
     assert shares == pytest.approx([found.before, found.after], rel=1e-4)
-    assert found.after > found.before + 0.01
+    assert found.after > found.before + 0.005
     assert f"{found.after:.2%}" in repr(found)
 
 
