@@ -67,7 +67,7 @@ def page(found: dict[str, Any]) -> str:
         "quarter of the weights that make attention heads, `layer` a quarter of the residual",
         "branches. *Permuted*: `sec.permute` first; *kept*: the share of the magnitude that the",
         "pattern keeps in the old and the new order of the channels.\n",
-        "| granularity | zeros in weights that are not ignored | dense | pruned | one epoch later | kept |",
+        "| granularity | zeros, ignored layers apart | dense | pruned | one epoch later | kept |",
         "|---|---|---|---|---|---|",
     ]
     for name, r in found.items():
