@@ -24,7 +24,7 @@ LAYERS = (
     ("methods", "report"),
     ("training",),
     ("result", "settled"),
-    ("prune", "sparsify", "gate"),
+    ("prune", "sparsify", "gate", "permute"),
     ("analyse", "integrations", "lottery"),
     ("streaming",),
     ("public",),

@@ -26,7 +26,7 @@ _MODULES = {
     "language": "analyse.language",
 }
 # Public functions that a module has the name of.
-_FUNCTIONS = {"gate", "measure", "methods", "plan", "prune", "sparsify"}
+_FUNCTIONS = {"gate", "measure", "methods", "permute", "plan", "prune", "sparsify"}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ from secateur.graph import Graph, UnitClass, rule, trace
 from secateur.measure import Measurement, measure
 from secateur.methods.registry import Method
 from secateur.methods.registry import names as methods
+from secateur.permute import Permuted, permute
 from secateur.plan import Plan
 from secateur.plan.select import plan
 from secateur.plan.store import load, save
@@ -26,6 +27,7 @@ __all__ = [
     "MaskSet",
     "Measurement",
     "Method",
+    "Permuted",
     "Plan",
     "Result",
     "SecateurError",
@@ -46,6 +48,7 @@ __all__ = [
     "measure",
     "methods",
     "pareto",
+    "permute",
     "plan",
     "prune",
     "recovery",

@@ -178,3 +178,16 @@ def test_a_statistic_that_was_not_gathered_is_named():
         criteria.find("taylor")(W, Stats("fc.weight"))
     with pytest.raises(ConfigError, match="input_norm"):
         criteria.criterion(needs={"input_nrom"})(lambda weight, stats: weight)
+
+
+def test_ria_shares_rows_and_columns_of_matrices_and_filters():
+    torch.manual_seed(0)
+    norm = torch.rand(3)
+    for shape in ((4, 3), (4, 3, 2, 2)):
+        w = torch.randn(shape)
+        found = criteria.find(("ria", {"power": 0.7}))(w, Stats(input_norm=norm))
+        for i, j, *at in torch.ones(shape).nonzero().tolist():
+            size = abs(float(w[(i, j, *at)]))
+            column = float(w[(slice(None), j, *at)].abs().sum())
+            naive = (size / column + size / float(w[i].abs().sum())) * float(norm[j]) ** 0.7
+            assert math.isclose(float(found[(i, j, *at)]), naive, rel_tol=1e-4)

@@ -64,6 +64,30 @@ def test_hutchinson_tends_to_the_diagonal_of_the_hessian():
     assert_close(estimate, exact, rtol=0.1, atol=0.02)
 
 
+def test_products_of_the_hessian_with_the_weights_are_those_of_autograd():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    names = [n for n, _ in net.named_parameters()]
+    weights = tuple(p.detach().clone() for p in net.parameters())
+    batches = [(torch.randn(5, 3), torch.randint(0, 2, (5,))) for _ in range(3)]
+    wanted = [torch.zeros_like(w) for w in weights]
+    for x, y in batches:
+
+        def loss(*values, x=x, y=y):
+            named = dict(zip(names, values, strict=True))
+            return F.cross_entropy(torch.func.functional_call(net, named, (x,)), y)
+
+        _, products = torch.autograd.functional.hvp(loss, weights, weights)
+        wanted = [a + b / 3 for a, b in zip(wanted, products, strict=True)]
+    alone = collect(net, {"hessian_weight"}, batches)
+    both = collect(net, {"hessian_weight", "hessian", "grad"}, batches)
+    hessian = collect(net, {"hessian"}, batches)
+    for name, product in zip(names, wanted, strict=True):
+        assert_close(alone.tensors[name].hessian_weight, product)
+        assert_close(both.tensors[name].hessian_weight, product)
+        assert_close(both.tensors[name].hessian, hessian.tensors[name].hessian)
+
+
 def test_hessian_of_fused_attention(queries, queries_graph):
     data = [(torch.randn(2, 5, 7), torch.randn(2, 5, 7))]
     found = collect(queries_graph, {"hessian"}, data)

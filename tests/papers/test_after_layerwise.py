@@ -133,7 +133,7 @@ def test_ria_is_the_formula_written_out() -> None:
             share = abs(weight[i, j]) / weight[:, j].abs().sum()
             share = share + abs(weight[i, j]) / weight[i].abs().sum()
             expected = share * stats.input_norm[j] ** 0.5
-            assert float(ria.scores(weight, stats.input_norm)[i, j]) == pytest.approx(
+            assert float(ria.scores(weight, stats)[i, j]) == pytest.approx(
                 float(expected), rel=1e-5
             )
     # Scaling all weights changes nothing, scaling one input's norm does.

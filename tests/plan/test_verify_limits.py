@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import secateur as sec
-from secateur.plan.verify import _distance
+from secateur.plan.verify import distance
 
 
 def plan_of(net):
@@ -37,4 +37,4 @@ def test_an_effect_below_the_tolerance_is_noted():
 
 def test_imaginary_parts_count():
     a = torch.tensor([1 + 0j, 1 + 0j])
-    assert _distance([a], [a + 1j]) > 0.5
+    assert distance([a], [a + 1j]) > 0.5

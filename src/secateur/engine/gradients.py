@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.engine.ranks import mean_
 
+TWICE = frozenset({"hessian", "hessian_weight"})  # what takes gradients of gradients
+
 
 class Gradients:
     r"""Running means over batches; parameters that the loss does not depend on stay at zero.
@@ -30,17 +32,17 @@ class Gradients:
         self.generator = torch.Generator().manual_seed(seed)
         self.totals: dict[str, list[Tensor]] = {
             need: [torch.zeros_like(t, dtype=torch.float32) for t in self.tensors]
-            for need in ("grad", "grad_sq", "hessian", "sample_grad_sq")
+            for need in ("grad", "grad_sq", "hessian", "hessian_weight", "sample_grad_sq")
             if need in self.needs
         }
         self.batches = self.samples = 0
 
     @property
     def per_batch(self) -> bool:
-        return bool(self.needs & {"grad", "grad_sq", "hessian"})
+        return bool(self.needs & {"grad", "grad_sq", *TWICE})
 
     def add_batch(self, grads: Sequence[Tensor | None]) -> None:
-        """Count the gradients of one batch's loss, differentiable ones if there is a Hessian."""
+        """Count the gradients of one batch's loss, differentiable ones for what is in ``TWICE``."""
         self.batches += 1
         for k, g in enumerate(grads):
             if g is None:
@@ -50,29 +52,41 @@ class Gradients:
                 self.totals["grad"][k] += value
             if "grad_sq" in self.totals:
                 self.totals["grad_sq"][k] += value.square()
-        if "hessian" in self.totals:
-            self._hutchinson(grads)
-
-    def _hutchinson(self, grads: Sequence[Tensor | None]) -> None:
         curved = [k for k, g in enumerate(grads) if g is not None and g.requires_grad]
         if not curved:
             return
         tensors = [self.tensors[k] for k in curved]
-        for probe in range(self.probes):
+        if "hessian_weight" in self.totals:
+            weights = [t.detach() for t in tensors]
+            products = self._products(grads, curved, weights, again="hessian" in self.totals)
+            for k, hv in zip(curved, products, strict=True):
+                if hv is not None:
+                    self.totals["hessian_weight"][k] += hv.float()
+        for probe in range(self.probes if "hessian" in self.totals else 0):
             signs = [
                 (torch.randint(0, 2, t.shape, generator=self.generator) * 2.0 - 1).to(t)
                 for t in tensors
             ]
-            products = torch.autograd.grad(
-                [g for k in curved if (g := grads[k]) is not None],
-                tensors,
-                grad_outputs=signs,
-                retain_graph=probe + 1 < self.probes,
-                allow_unused=True,
-            )
+            products = self._products(grads, curved, signs, again=probe + 1 < self.probes)
             for k, v, hv in zip(curved, signs, products, strict=True):
                 if hv is not None:
                     self.totals["hessian"][k] += (v * hv).float() / self.probes
+
+    def _products(
+        self,
+        grads: Sequence[Tensor | None],
+        curved: Sequence[int],
+        vectors: Sequence[Tensor],
+        again: bool,
+    ) -> Sequence[Tensor | None]:
+        """The Hessian times the vectors, one a curved parameter; ``again``: more are to follow."""
+        return torch.autograd.grad(
+            [g for k in curved if (g := grads[k]) is not None],
+            [self.tensors[k] for k in curved],
+            grad_outputs=vectors,
+            retain_graph=again,
+            allow_unused=True,
+        )
 
     def add_sample(self, loss: Tensor) -> None:
         """Count the squared gradient of one sample's loss."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from secateur.engine.batches import run, take, task_loss
 from secateur.engine.gates import Gates
 from secateur.engine.gradients import (
+    TWICE,
     Gradients,
     batch_size,
     differentiable,
@@ -33,6 +34,8 @@ STATISTICS: Mapping[str, str] = {
     "grad_sq": "parameter: mean over batches of the squared gradient",
     "sample_grad_sq": "parameter: mean over samples of the squared gradient of each sample's loss",
     "hessian": "parameter: diagonal of the Hessian of the loss, Hutchinson's estimate",
+    "hessian_weight": "parameter: mean over batches of the Hessian of the loss times the weights, "
+    "over all the parameters that gradients are gathered of",
     "input_norm": "layer weight: root of the mean squared input over tokens, one an input feature",
     "input_mean": "layer weight: mean input over tokens, one an input feature",
     "input_variance": "layer weight: variance of the input over tokens, one an input feature",
@@ -50,7 +53,7 @@ STATISTICS: Mapping[str, str] = {
 }
 # What is not gathered: a training run has it at hand.
 AT_HAND: Mapping[str, str] = {"initial": "parameter: what it was when the method was attached"}
-GRADIENTS = frozenset({"grad", "grad_sq", "sample_grad_sq", "hessian"})
+GRADIENTS = frozenset({"grad", "grad_sq", "sample_grad_sq"}) | TWICE
 GATES = frozenset({"gate", "gate_sq", "gate_curvature"})
 INPUTS = frozenset(
     {"input_norm", "input_mean", "input_variance", "input_level", "gram", "contribution"}
@@ -256,7 +259,7 @@ def _one_batch(
                 run(network, batch)
         return
     curved = gates is not None and gates.curved
-    twice = curved or (gradients is not None and "hessian" in gradients.needs)
+    twice = curved or (gradients is not None and bool(TWICE & gradients.needs))
     with twice_differentiable() if twice else nullcontext():
         value = _loss(network, batch, loss, index)
         grads = torch.autograd.grad(

@@ -121,22 +121,22 @@ def verify(
         return _without_dropped(plan, model, pruned, example_inputs, seed)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     tolerance = TOLERANCE.get(dtype, 1e-4)
-    inputs = _randomised(example_inputs, seed)
-    dense = _outputs(model, inputs, seed)
+    inputs = randomised(example_inputs, seed)
+    dense = outputs_of(model, inputs, seed)
     try:
         reference = _reference(plan, model, inputs, seed)
     except ReferenceError as none:
         return Verification(
             False, float("nan"), tolerance, float("nan"), plan.exact, proven=False, note=str(none)
         )
-    result = _outputs(pruned, inputs, seed)
+    result = outputs_of(pruned, inputs, seed)
     if not any(t.is_floating_point() or t.is_complex() for t in reference):
         return Verification(
             False, float("nan"), tolerance, float("nan"), plan.exact, proven=False,
             note="the model returns no floating-point tensor, and integers show little",
         )  # fmt: skip
-    error = _distance(reference, result)
-    change = _distance(dense, reference)
+    error = distance(reference, result)
+    change = distance(dense, reference)
     ok = error <= tolerance
     note = ""
     if plan.keep and change <= tolerance:
@@ -158,11 +158,11 @@ def _without_dropped(
     """
     less = drop(copy.deepcopy(model), plan.dropped)
     rest = verify(replace(plan, dropped=()), less, pruned, example_inputs=inputs, seed=seed)
-    here = _randomised(inputs, seed)
+    here = randomised(inputs, seed)
     with skipping(model, plan.dropped):
-        reference = _outputs(model, here, seed)
-    error = _distance(reference, _outputs(less, here, seed))
-    change = max(_distance(_outputs(model, here, seed), reference), rest.change)
+        reference = outputs_of(model, here, seed)
+    error = distance(reference, outputs_of(less, here, seed))
+    change = max(distance(outputs_of(model, here, seed), reference), rest.change)
     where = rest.where or (plan.dropped[0].module if error > rest.tolerance else None)
     return replace(
         rest,
@@ -173,7 +173,7 @@ def _without_dropped(
     )
 
 
-def _randomised(example_inputs: Any, seed: int) -> Any:
+def randomised(example_inputs: Any, seed: int) -> Any:
     """Floating inputs become random ones of the same scale; indices and masks stay as given."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -187,7 +187,8 @@ def _randomised(example_inputs: Any, seed: int) -> Any:
     return tree_map(fresh, example_inputs)
 
 
-def _outputs(model: nn.Module, inputs: Any, seed: int) -> list[Tensor]:
+def outputs_of(model: nn.Module, inputs: Any, seed: int) -> list[Tensor]:
+    """What a model returns in evaluation mode, all tensors of it."""
     args, kwargs = call_arguments(tree_map(_copied, inputs))
     with evaluating(model), torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)  # a forward that draws noise draws the same for both
@@ -198,7 +199,7 @@ def _copied(t: Any) -> Any:
     return t.clone() if isinstance(t, Tensor) else t
 
 
-def _distance(a: list[Tensor], b: list[Tensor]) -> float:
+def distance(a: list[Tensor], b: list[Tensor]) -> float:
     """Largest relative error over floating outputs; infinite where shapes or finiteness differ."""
     if len(a) != len(b) or any(x.shape != y.shape for x, y in zip(a, b, strict=False)):
         return float("inf")
@@ -318,7 +319,7 @@ def _where(
             continue
         if tuple(big.shape) == tuple(plan.counts(a)[0] for a in axes[name]):
             big = gather(big, selection(axes[name], plan.keep, plan.sizes))
-        if _distance([big], [small]) > tolerance:
+        if distance([big], [small]) > tolerance:
             return name or None
     return None
 
@@ -332,5 +333,5 @@ def _module_outputs(model: nn.Module, inputs: Any, seed: int) -> dict[str, Tenso
             found[name] = tensors[0].clone()
 
     with module_hooks(model, lambda name: None, leave):
-        _outputs(model, inputs, seed)
+        outputs_of(model, inputs, seed)
     return found

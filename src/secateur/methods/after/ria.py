@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from secateur.criteria.ria import ria as scores
 from secateur.engine.statistics import Stats
 from secateur.engine.target import Solved, Solver, Target, keep_best
 from secateur.methods.registry import Method, method
@@ -40,12 +41,5 @@ def solve(
         power: a.
         per: ``layer`` or ``row``: what is compared with each other.
     """
-    keep = keep_best(scores(weight, stats.input_norm, power), target, per)  # type: ignore[arg-type]
+    keep = keep_best(scores(weight, stats, power=power), target, per)  # type: ignore[arg-type]
     return Solved(weight * keep, keep)
-
-
-def scores(weight: Tensor, input_norm: Tensor, power: float = 0.5) -> Tensor:
-    """Relative importance and activation, ``(outputs, inputs)``, higher = keep."""
-    size = weight.abs().float()
-    columns, rows = size.sum(0).clamp(min=1e-30), size.sum(1, keepdim=True).clamp(min=1e-30)
-    return (size / columns + size / rows) * input_norm.float() ** power
