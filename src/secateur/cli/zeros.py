@@ -65,7 +65,7 @@ class Unfinished:
     def finish(self, report: SparsityReport, record: Mapping[str, Any]) -> Answer:
         """Write what the run depended on into the folder; what came of it, as an answer."""
         from secateur.environment import environment
-        from secateur.plan.files import write_text, write_together
+        from secateur.files import write_text, write_together
 
         text = dump(plain({**record, "environment": environment()}))
         write_together(self.out, {CONFIG: write_text(text)})
