@@ -32,7 +32,7 @@ from secateur.methods.shares import Share, shares
 from secateur.names import match_names, unknown
 
 # What docs/llm.md compares with SparseGPT.
-_DEFAULT = ("admm", {"iterations": 10, "damping": 0.3})
+DEFAULT = ("admm", {"iterations": 10, "damping": 0.3})
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def sparsify(
         if scope is None:
             even = method is not None or pattern is not None or masks is not None
             scope = "uniform" if even else "fisher"
-        chosen = registry.find(_DEFAULT if method is None else method, amount, **options)
+        chosen = registry.find(DEFAULT if method is None else method, amount, **options)
         samples: list[Any] = []
         if data is not None or (chosen.solver is not None and chosen.solver.data):
             samples = list(calibration(model, data))

@@ -27,7 +27,14 @@ from secateur.errors import StoreError
 from secateur.files import replacing
 from secateur.integrations import pretrained
 from secateur.measure.calling import evaluating
-from secateur.sparsify import SparsityReport, calibration, job_of, report_of, tensors_of
+from secateur.sparsify import (
+    DEFAULT,
+    SparsityReport,
+    calibration,
+    job_of,
+    report_of,
+    tensors_of,
+)
 
 MASKS = "masks.safetensors"
 REPORT = "sparsity.json"
@@ -58,7 +65,7 @@ class SparsifiedFolder:
 def sparsify_folder(
     source: str | Path,
     out: str | Path,
-    method: Any = "sparsegpt",
+    method: Any = None,
     *,
     amount: float | None = None,
     pattern: str | tuple[int, int] | None = None,
@@ -86,7 +93,7 @@ def sparsify_folder(
         source: Folder with ``config.json`` and safetensors files of a model of transformers.
         out: Folder that will be made.
         method, amount, pattern, data, masks, amounts, ignore, propagate, true_sequential: As of
-            ``sparsify``.
+            ``sparsify``, whose default without its ``scope`` this is: every layer loses the same.
         dtype: Type to compute in; default: the checkpoint's. Results are stored in the
             checkpoint's, and blocks see those before them as stored.
         spill: Keep activations on disk too.
@@ -114,8 +121,9 @@ def sparsify_folder(
     if masks is not None:
         MaskSet(masks).check(model)
     chosen, job = job_of(
-        model, method, amount=amount, pattern=pattern, masks=masks, amounts=amounts, ignore=ignore,
-        propagate=propagate, true_sequential=true_sequential, **options,
+        model, DEFAULT if method is None else method, amount=amount, pattern=pattern, masks=masks,
+        amounts=amounts, ignore=ignore, propagate=propagate, true_sequential=true_sequential,
+        **options,
     )  # fmt: skip
     samples = list(calibration(model, data)) if job.solver.data or data is not None else []
     given = {

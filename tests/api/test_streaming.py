@@ -80,6 +80,14 @@ def test_the_result_is_that_of_the_model_in_memory(name: str, tmp_path: Path) ->
         assert (tmp_path / "out" / file).stat().st_size == len(before[file])
 
 
+def test_the_default_is_that_in_memory_with_equal_shares(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "dense")
+    how = {"amount": 0.5, "data": DATA, "progress": False}
+    whole = sec.sparsify(model, scope="uniform", **how)
+    result = sec.sparsify_folder(tmp_path / "dense", tmp_path / "out", **how)
+    assert result.masks == whole.masks and result.report.method == whole.report.method == "admm"
+
+
 def test_no_data_no_forward(tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "dense")
     result = sec.sparsify_folder(

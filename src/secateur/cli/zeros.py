@@ -96,9 +96,9 @@ def layers_of(
     from secateur.engine.blocks import find_blocks
     from secateur.engine.products import Layer
     from secateur.engine.sequential import block_weights
-    from secateur.sparsify import calibration, job_of
+    from secateur.sparsify import DEFAULT, calibration, job_of
 
-    chosen, job = job_of(model, "sparsegpt" if method is None else method, masks=None, **what)
+    chosen, job = job_of(model, DEFAULT if method is None else method, masks=None, **what)
     if batches is not None or (chosen.solver is not None and chosen.solver.data):
         for _ in calibration(model, batches):
             pass
