@@ -173,7 +173,7 @@ def collapse(cell: Cell, limit: int | None) -> dict[str, Any]:
     scored = batches(cell.seed, 0, limit, 0)[:SCORED]
     options = {k: v for k, v in cell.options.items() if k != "every"}
     if registry.entry(cell.method).name == "isometric_snip":
-        options["steps"] = 0  # the repair comes after the choice
+        options["repair_steps"] = 0  # the repair comes after the choice
     for amount in COLLAPSE:
         torch.manual_seed(cell.seed)
         net = sec.zoo.build(cell.network)

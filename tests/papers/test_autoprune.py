@@ -28,7 +28,7 @@ def test_the_gradient_is_the_formula_whatever_the_size_of_the_weight(estimator) 
 
 
 def test_a_bilevel_run_equals_the_same_written_out() -> None:
-    options = {"optimizer": "sgd", "lr": 2.0, "strength": 0.02, "initial": 0.1}
+    options = {"inner_optimizer": "sgd", "lr": 2.0, "strength": 0.02, "initial": 0.1}
     data, held = batches(9), batches(4, start=1)
     net, optimizer, handle = attached(("autoprune", options), steps=9, validation=held)
     optimizer.param_groups[0]["weight_decay"] = 0.05

@@ -6,7 +6,7 @@ from gate_runs import attached, batches, gradient, layer, train
 
 
 def test_scores_are_the_negative_sum_of_gradient_times_weight_masked_ones_too() -> None:
-    options = {"optimizer": "sgd", "lr": 0.5, "start": 0.0, "end": 1.0}
+    options = {"inner_optimizer": "sgd", "lr": 0.5, "start": 0.0, "end": 1.0}
     data = batches(10)
     net, optimizer, handle = attached(("movement", options), amount=0.5)
     w = layer().weight.detach().clone()
@@ -37,7 +37,7 @@ def test_a_weight_that_moves_away_from_zero_gains() -> None:
 
 
 def test_soft_movement_pushes_by_the_mean_sigmoid_and_keeps_what_is_above_the_threshold() -> None:
-    options = {"threshold": 0.45, "strength": 4.0, "optimizer": "sgd", "lr": 0.5}
+    options = {"threshold": 0.45, "strength": 4.0, "inner_optimizer": "sgd", "lr": 0.5}
     data = batches(10)
     net, optimizer, handle = attached(("soft_movement", {**options, "start": 0.0, "end": 1.0}))
     w = layer().weight.detach().clone()

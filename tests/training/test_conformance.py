@@ -125,3 +125,9 @@ def test_bfloat16_runs(name: str) -> None:
     handle.finish()
     assert all(bool(p.isfinite().all()) for p in net.parameters())
     assert all(p.dtype == torch.bfloat16 for p in net.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_option_of_a_method_is_hidden_by_an_argument_of_attach(name) -> None:
+    own = set(inspect.signature(sec.attach).parameters) - {"amount"}
+    assert not own & set(registry.entry(name).options())

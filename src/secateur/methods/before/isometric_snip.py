@@ -39,7 +39,7 @@ def isometric_snip(
     amount: float = 0.9,
     *,
     criterion: Any = "saliency",
-    steps: int = 100,
+    repair_steps: int = 100,
     lr: float = 0.03,
     granularity: Any = "element",
 ) -> Method:
@@ -53,7 +53,7 @@ def isometric_snip(
     Args:
         amount: Fraction removed.
         criterion: Of elements; "saliency" is SNIP's.
-        steps, lr: Of the repair by Adam; 0 steps leave it out.
+        repair_steps, lr: Of the repair by Adam; 0 steps leave it out.
         granularity: What is kept or removed as one.
 
     Raises:
@@ -63,13 +63,16 @@ def isometric_snip(
         >>> isometric_snip(0.9).rule.steps
         100
     """
-    if steps < 0 or lr <= 0:
-        raise ConfigError(f"isometric_snip: steps={steps}, lr={lr}: steps >= 0 and lr > 0")
+    if repair_steps < 0 or lr <= 0:
+        raise ConfigError(
+            f"isometric_snip: repair_steps={repair_steps}, lr={lr}: give at least 0 steps "
+            "and a positive lr"
+        )
     return Method(
         amount,
         criterion=criterion,
         scope="global",
         granularity=granularity,
         transform=make_orthogonal,
-        rule=Repaired(steps, lr) if steps else None,
+        rule=Repaired(repair_steps, lr) if repair_steps else None,
     )

@@ -102,7 +102,7 @@ def autoprune(
     estimator: str = "softplus",
     strength: float = 1e-2,
     lr: float = 0.01,
-    optimizer: str = "adam",
+    inner_optimizer: str = "adam",
     initial: float = 0.3,
 ) -> Method:
     r"""Bilevel: weights learn on training batches, auxiliaries $m$ on those of ``validation=``.
@@ -123,7 +123,7 @@ def autoprune(
         estimator: "softplus", "leaky_relu" (slope 0.1 below zero) or "linear".
         strength: $\mu$, per weight.
         lr: $\eta$ of $m$.
-        optimizer: Of $m$, "adam" or "sgd".
+        inner_optimizer: Of $m$, "adam" or "sgd".
         initial: Of $m$.
 
     Raises:
@@ -135,5 +135,5 @@ def autoprune(
     """
     if estimator not in ESTIMATORS:
         raise ConfigError(unknown("estimator", estimator, ESTIMATORS))
-    gate = Auxiliary(lr, optimizer, estimator, strength, initial)
+    gate = Auxiliary(lr, inner_optimizer, estimator, strength, initial)
     return Method(amount, criterion=None, scope="global", gate=gate)

@@ -33,7 +33,7 @@ def movement(
     amount: float = 0.9,
     *,
     lr: float = 0.01,
-    optimizer: str = "adam",
+    inner_optimizer: str = "adam",
     start: float = 0.1,
     end: float = 0.8,
     scope: Any = "uniform",
@@ -46,7 +46,7 @@ def movement(
     Args:
         amount: Fraction removed at the end.
         lr: Of the scores, which start at zero.
-        optimizer: Of the scores, "adam" or "sgd".
+        inner_optimizer: Of the scores, "adam" or "sgd".
         start, end: Part of training in which the amount grows.
         scope: Allocation over layers.
 
@@ -58,5 +58,5 @@ def movement(
         Sanh, Wolf and Rush, NeurIPS 2020.
     """
     schedule = find("cubic", amount, start=start, end=end)
-    gate = Movement(lr=lr, optimizer=optimizer)
+    gate = Movement(lr=lr, optimizer=inner_optimizer)
     return Method(amount, criterion=None, scope=scope, schedule=schedule, gate=gate)

@@ -46,7 +46,7 @@ def soft_movement(
     threshold: float = 0.1,
     strength: float = 1.0,
     lr: float = 0.01,
-    optimizer: str = "adam",
+    inner_optimizer: str = "adam",
     start: float = 0.1,
     end: float = 0.8,
 ) -> Method:
@@ -60,7 +60,7 @@ def soft_movement(
         threshold: Final $\tau$.
         strength: $\lambda$ of the push.
         lr: Of the scores.
-        optimizer: Of the scores, "adam" or "sgd".
+        inner_optimizer: Of the scores, "adam" or "sgd".
         start, end: Part of training in which the threshold grows.
 
     Example:
@@ -71,5 +71,5 @@ def soft_movement(
         Sanh, Wolf and Rush, NeurIPS 2020.
     """
     curve = find("cubic", threshold, start=start, end=end)
-    gate = SoftMovement(lr=lr, optimizer=optimizer, strength=strength, threshold=curve)
+    gate = SoftMovement(lr=lr, optimizer=inner_optimizer, strength=strength, threshold=curve)
     return Method(criterion=None, schedule="cubic", gate=gate)
