@@ -119,7 +119,7 @@ def whole(dense: Path) -> dict[str, Any]:
     try:
         AutoModelForCausalLM.from_pretrained(dense, dtype=torch.float32)
     except (RuntimeError, MemoryError, OSError) as error:
-        return {"error": str(error).split("\n")[0][:200]}
+        return {"error": str(error).split("\n")[0].partition(" from file")[0][:200]}
     return {"error": ""}
 
 
@@ -297,7 +297,7 @@ cores that several other jobs used at the same time, so the seconds are upper bo
             cell = cells[stage]
             text += f"| {name} | {cell['seconds']} | {cell['peak_mb']} | {cell['blocks']} |\n"
     text += "\nLoading the whole model under the same limit ends with: "
-    text += f"`{cells['whole']['error'].partition(' from file')[0] or 'success'}`.\n"
+    text += f"`{cells['whole']['error'] or 'success'}`.\n"
     if "kept" in cells:
         text += f"The second process did not redo {cells['kept']} of the blocks.\n"
     if "zeros" in cells:
