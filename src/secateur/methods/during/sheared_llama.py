@@ -27,7 +27,7 @@ class Sheared(HardConcrete):
     $\phi$ climb it while the gates descend. $t_k$ falls linearly from one during ``warmup``.
     """
 
-    lr: float | None = 0.1
+    lr: float | None = 1.0
     shared: bool = True
     shares: Mapping[str, float] = field(default_factory=dict)
     warmup: float = 0.2
@@ -41,7 +41,7 @@ class Sheared(HardConcrete):
             "stay": torch.tensor(len(weight), device=weight.device),
         }
 
-    def loss(self, aux: Auxiliaries, moment: Moment) -> Tensor | None:
+    def loss(self, aux: Auxiliaries, moment: Moment) -> Tensor:
         terms = []
         warm = min(moment.progress / self.warmup, 1.0)
         for space, a in aux.items():
@@ -73,7 +73,7 @@ def sheared_llama(
     neurons: float | None = None,
     width: float = 0.0,
     warmup: float = 0.2,
-    lr: float = 0.1,
+    lr: float = 1.0,
 ) -> Method:
     """Weights and gates are trained together; at the end every layer has exactly the shape.
 
@@ -87,7 +87,7 @@ def sheared_llama(
         heads, neurons: Instead of it, for one of them; 0 leaves them alone.
         width: Fraction of the residual stream's components.
         warmup: Part of the run in which the shape is approached linearly.
-        lr: Of gates and multipliers (Adam); the paper's is 1.0.
+        lr: Of gates and multipliers (Adam).
 
     Raises:
         ConfigError: An option out of range, or nothing shall go.
