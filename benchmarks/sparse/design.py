@@ -46,6 +46,8 @@ CHANNELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "factorized_filters": (HALF, QUARTER),
     "taylor_fo": (HALF, QUARTER),
     "hesso": (HALF, QUARTER),
+    "sheared_llama": (HALF, QUARTER),
+    "loraprune": (HALF, QUARTER),
     "early_bird": (HALF, QUARTER),
     "morphnet": ({"amount": 0.1}, {"amount": 0.2}),  # of the weights; the dear channels go first
     "ssl": (HALF, QUARTER),
