@@ -23,7 +23,7 @@ class Thresholded(Gate):
     optimizer: str = "adam"
     shared: bool = True
     macs: float = 0.5
-    hardness: float = 1.0
+    hardness: float = 0.1
     initial: float = 3.0
     end: float = 0.7
     scheduled = True
@@ -85,7 +85,7 @@ def wdpruning(
     *,
     macs: float = 0.5,
     lr: float = 0.02,
-    hardness: float = 1.0,
+    hardness: float = 0.1,
     initial: float = 3.0,
     end: float = 0.7,
 ) -> Method:
@@ -101,7 +101,7 @@ def wdpruning(
 
     Args:
         macs: T, as a fraction of the dense network's MACs.
-        lr: Of s and $\theta$ (Adam); the authors' code has 0.0025 for hundreds of thousands of steps.
+        lr: Of s and $\theta$ (Adam); 0.0025 in the authors' code.
         hardness: $\eta$.
         initial: $\theta$ at first, which keeps (almost) all; 10 in the authors' code.
         end: Part of training that is the search.
