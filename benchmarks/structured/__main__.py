@@ -270,7 +270,9 @@ def main() -> None:
     if options.experts:
         EXPERTS.write_text(json.dumps(experts.measured(), indent=1) + "\n", encoding="utf-8")
     if options.vision:
-        VISION.write_text(json.dumps(trained(), indent=1) + "\n", encoding="utf-8")
+        rows = json.loads(VISION.read_text(encoding="utf-8")) if VISION.exists() else []
+        for grown in trained(rows):
+            VISION.write_text(json.dumps(grown, indent=1) + "\n", encoding="utf-8")
     alone = any((options.page, options.gates, options.clock, options.experts, options.vision))
     for wanted in () if alone else WANTED:
         if key(wanted) in done or (options.only and wanted["method"] not in options.only):
