@@ -10,6 +10,7 @@ from torch import nn
 import secateur as sec
 from secateur.errors import ConfigError
 from secateur.methods.during.upop import priced
+from secateur.training.removal import plan_of_zeros
 
 
 def attached(net, x, steps: int, lr: float = 0.1, **options):
@@ -138,3 +139,18 @@ def test_finished_early_what_is_marked_goes() -> None:
 def test_options_out_of_range_are_said() -> None:
     with pytest.raises(ConfigError, match="end=0"):
         attached(dense(), vectors(1)[0][0], steps=4, end=0)
+
+
+def test_dimensions_that_nothing_projects_stay_while_queries_and_keys_use_them() -> None:
+    torch.manual_seed(0)
+    net, x = sec.zoo.build("vit"), sec.zoo.example_inputs("vit")
+    graph = sec.trace(net, x)
+    with torch.no_grad():  # dimension 3 of all four heads
+        net.blocks[0].attn.proj.weight[:, 3::16] = 0
+    assert plan_of_zeros(graph).removed == {}
+    with torch.no_grad():
+        net.blocks[0].attn.qkv.weight[3::16] = 0
+        net.blocks[0].attn.qkv.bias[3::16] = 0
+    plan = plan_of_zeros(graph)
+    assert plan.removed == {"blocks.0.attn.qkv:head_dim": 1}
+    assert plan.verify(net).ok
