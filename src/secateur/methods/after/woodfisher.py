@@ -107,8 +107,9 @@ def inverse(gradients: Tensor, damping: float) -> Tensor:
         damping: $\lambda$.
 
     Example:
-        >>> inverse(torch.tensor([[[3.0, 0.0]]]), 1.0).diagonal(dim1=1, dim2=2)  # F = diag(10, 1)
-        tensor([[0.1000, 1.0000]], dtype=torch.float64)
+        >>> inverse(torch.tensor([[[2.0, 1.0]]]), 1.0)  # F = [[5, 2], [2, 2]]
+        tensor([[[ 0.3333, -0.3333],
+                 [-0.3333,  0.8333]]], dtype=torch.float64)
     """
     g = gradients.double().transpose(0, 1)
     samples, width = g.shape[1:]
