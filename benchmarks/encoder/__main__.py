@@ -34,7 +34,7 @@ its own. Calibration: 128 passages from random places of the first 80 % of a Wik
 calibrated on. *Cosine* is the mean similarity of an embedding to that of the dense model,
 *retrieval* how often a first half is nearest to its own second half among all 256 (two standard
 errors are about 6 points). All linear layers of the six blocks are pruned, embeddings and norms
-are not; `wanda_sp` and `mask_tuning` remove 20 % of the heads and neurons for real, proven. Options
+are not; where a row says units, heads and neurons are removed for real. Options
 are the methods' own; `default` is `sec.sparsify` without a method. Nothing is trained afterwards;
 one seed. Seconds are processor time of one core for all of the pruning.
 """
