@@ -230,7 +230,7 @@ def sparsify(
             made, samples, replace(job, identity={**job.identity, **given}), propagate=propagate,
             checkpoint=checkpoint, spill=spill, progress=progress,
         )  # fmt: skip
-    return Sparsified(made, MaskSet(solution.keep), report_of(chosen, solution, made, began))
+    return Sparsified(made, solution.masks, report_of(chosen, solution, made, began))
 
 
 def job_of(

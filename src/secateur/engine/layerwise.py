@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from secateur.engine.blocks import Block, find_blocks
 from secateur.engine.finished import Finished, Solution
 from secateur.engine.gather import Gathered
+from secateur.engine.masks import MaskSet
 from secateur.engine.parallel import add_up, agreed, own, place
 from secateur.engine.products import Layer
 from secateur.engine.sequential import Propagate, Step, block_weights, walk
@@ -114,7 +115,7 @@ def solve_blocks(
                     finished.block(step, done)
             if streamed is not None:
                 streamed.reload(step.block)
-                done.keep.clear()
+                done.masks = MaskSet({})
             solution.add(done)
     if not solution.rows:
         raise PlanError(
@@ -149,7 +150,7 @@ def _solve_block(step: Step, job: Job) -> Solution:
     """Solve the layers of one block in place, in the order of the calls."""
     if not job.solver.data:
         return _solve_unseen(step, job)
-    done = Solution()
+    done, keep = Solution(), dict[str, Tensor]()
     weights = {n: p for n, p in step.weights().items() if not job.ignored(n)}
     gathered = _gather(step, job, weights)
     groups = gathered.groups()
@@ -159,7 +160,8 @@ def _solve_block(step: Step, job: Job) -> Solution:
         if job.true_sequential and number:
             gathered = _gather(step, job, weights, {layer.name for layer in group})
         there = [(x, gathered.stats(x)) for x in group if x.name in gathered.leader]
-        solve_layers(there, weights, job.solver, job.target, step.block.name, done)
+        solve_layers(there, weights, job.solver, job.target, step.block.name, keep, done)
+    done.masks = MaskSet(keep)
     seen = {layer.name for group in groups for layer in group}
     for name, weight in weights.items():
         if name not in seen and not any(n.startswith(f"{name}[") for n in seen):
@@ -184,7 +186,7 @@ def _gather(
 
 def _solve_unseen(step: Step, job: Job) -> Solution:
     """Solve every matrix of linear layers and convolutions, which weights alone decide."""
-    done = Solution()
+    done, keep = Solution(), dict[str, Tensor]()
     layers: list[tuple[Layer, Stats]] = []
     weights: dict[str, Tensor] = {}
     prefix = f"{step.block.name}." if step.block.name else ""
@@ -200,5 +202,6 @@ def _solve_unseen(step: Step, job: Job) -> Solution:
             layers.append(
                 (Layer(name, name, (rows, columns), (down, right)), Stats(name, tokens=0))
             )
-    solve_layers(layers, weights, job.solver, job.target, step.block.name, done)
+    solve_layers(layers, weights, job.solver, job.target, step.block.name, keep, done)
+    done.masks = MaskSet(keep)
     return done
