@@ -15,12 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from secateur.engine.blocks import Block, find_blocks
+from secateur.engine.checkpoint import load_state, save_state
 from secateur.engine.finished import Finished, Solution
 from secateur.engine.gather import Gathered
 from secateur.engine.masks import MaskSet
 from secateur.engine.parallel import add_up, agreed, own, place
 from secateur.engine.products import Layer
-from secateur.engine.sequential import Propagate, Step, block_weights, walk
+from secateur.engine.sequential import Propagate, Step, walk
 from secateur.engine.solve import solve_layers
 from secateur.engine.statistics import Stats
 from secateur.engine.streamed import Streamed
@@ -57,6 +58,7 @@ def solve_blocks(
     streamed: Streamed | None = None,
     spill: str | Path | None = None,
     checkpoint: str | Path | None = None,
+    before: Callable[[Step], None] | None = None,
     progress: bool = True,
 ) -> Solution:
     """Solve the layers in place, block by block; a run that was killed goes on where it was.
@@ -71,6 +73,7 @@ def solve_blocks(
         spill: Folder for activations that do not fit into memory; with a checkpoint they are there.
         checkpoint: Folder for finished blocks; if it holds a run of the same job, that is resumed,
             and the result is bit for bit that of a run that was not interrupted.
+        before: Called with each block before it is changed.
         progress: Show a bar on standard error.
 
     Raises:
@@ -107,6 +110,8 @@ def solve_blocks(
             commit=finished.commit,
         ):
             bar.update(task, total=step.total, completed=step.number)
+            if before is not None:
+                before(step)
             done = _solve_block(step, job)
             with agreed():
                 if streamed is not None and first:
@@ -126,24 +131,37 @@ def solve_blocks(
 
 
 @contextmanager
-def whole_or_not_at_all(model: nn.Module, checkpoint: str | Path | None) -> Iterator[None]:
-    """Put the weights of the blocks back if something fails, or say how to go on."""
-    before: dict[nn.Parameter, Tensor] = {}
-    if checkpoint is None:
-        for block in find_blocks(model):
-            module = model.get_submodule(block.name)
-            before |= {p: p.data.clone() for p in block_weights(module, block).values()}
-    try:
-        yield
-    except BaseException as error:
-        for p, data in before.items():
-            p.data.copy_(data)
-        if checkpoint is not None:
-            error.add_note(
-                f"The model is pruned in part: load it again and call sparsify with the same "
-                f"arguments, and it goes on after the blocks that {checkpoint} holds."
-            )
-        raise
+def whole_or_not_at_all(
+    checkpoint: str | Path | None, spill: str | Path | None
+) -> Iterator[Callable[[Step], None]]:
+    """Put the weights of the blocks back if something fails, or say how to go on.
+
+    Gives what has to be told of each block before it is solved. Its weights wait in a file of
+    ``spill`` or of the system's temporary folder: in memory they would be the model once more.
+    """
+    changed: list[tuple[Path, dict[str, nn.Parameter]]] = []
+    if checkpoint is None and spill is not None:
+        Path(spill).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=spill if checkpoint is None else None) as folder:
+
+        def remember(step: Step) -> None:
+            if checkpoint is None:
+                file = Path(folder) / f"{step.number}.safetensors"
+                save_state(file, step.weights())
+                changed.append((file, step.weights()))
+
+        try:
+            yield remember
+        except BaseException as error:
+            for file, weights in reversed(changed):
+                for name, value in load_state(file).items():
+                    weights[name].data.copy_(value)
+            if checkpoint is not None:
+                error.add_note(
+                    f"The model is pruned in part: load it again and call sparsify with the same "
+                    f"arguments, and it goes on after the blocks that {checkpoint} holds."
+                )
+            raise
 
 
 def _solve_block(step: Step, job: Job) -> Solution:
