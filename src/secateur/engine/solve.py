@@ -37,7 +37,7 @@ class Part:
     def solve(self, weight: Tensor, solver: Solver) -> tuple[Solved, float, list[float]]:
         """The solution, the seconds that it took, and squared errors: of the change, of all."""
         began = time.perf_counter()
-        before = self.of(weight).clone()
+        before = self.of(weight)
         if "cross" in self.stats:
             before = aimed(before, self.stats)
         target = self.target
