@@ -18,6 +18,7 @@ from secateur.engine.blocks import Block, find_blocks
 from secateur.engine.checkpoint import load_state, save_state
 from secateur.engine.finished import Finished, Solution
 from secateur.engine.gather import Gathered
+from secateur.engine.gradients import sample_gradients
 from secateur.engine.masks import MaskSet
 from secateur.engine.parallel import add_up, agreed, own, place
 from secateur.engine.products import Layer
@@ -198,6 +199,8 @@ def _gather(
     """Statistics over the samples of all processes."""
     with agreed():
         gathered = step.gather(job.solver.needs, only, weights)
+        if "gradients" in job.solver.needs:
+            gathered.gradients = sample_gradients(step.walk.model, step.walk.samples, weights)
     add_up(gathered)
     return gathered
 
