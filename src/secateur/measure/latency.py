@@ -117,14 +117,16 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 def spread(samples: Sequence[float]) -> float:
-    """To what the median of samples is known: two standard errors, from the 10th to 90th percentile.
+    """To what the median of samples is known: two standard errors, from p10 and p90.
 
-    2 · 1.25 σ / √n, with p90 - p10 = 2.56 σ.
+    2 · 1.25 σ / √n, with p90 - p10 = 2.56 σ; 0 for a single sample, which says nothing of it.
 
     Example:
         >>> spread([1.0, 1.0, 1.0])
         0.0
     """
+    if len(samples) < 2:
+        return 0.0
     low, high = _p10_p90(samples)
     return (high - low) / math.sqrt(len(samples))
 

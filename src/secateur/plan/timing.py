@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from statistics import median
 from time import get_clock_info, perf_counter, process_time
@@ -13,13 +14,15 @@ from torch import nn
 
 from secateur.errors import BudgetError
 from secateur.graph import Graph
+from secateur.measure import Measurement
 from secateur.measure.calling import call, device_of, evaluating
 from secateur.measure.latency import Speedup, spread, time_interleaved
 
+log = logging.getLogger(__name__)
 TOLERANCE = 0.02
-_PROBES = 14  # batches of measurements in one search
+_PROBES = 12  # batches of measurements in one search
 _FINE = get_clock_info("process_time").resolution < 1e-5  # some systems count in ticks
-_SECONDS = 1.0  # for one batch of measurements, where fewer do not say it surely enough
+_SECONDS = 0.3  # for one batch of measurements, where fewer do not say it surely enough
 _TWICE = 2  # what is decided on has been measured at two moments
 
 
@@ -39,13 +42,11 @@ class Clock:
     graph: Graph
     own: Callable[[nn.Module], float] | None = None
     note: str = ""
-    _dense: float = field(default=0.0, init=False)
 
     def ratios(self, model: nn.Module) -> list[float]:
         """Times of a model over those of the dense one."""
         if self.own is not None:
-            self._dense = self._dense or self.own(self.graph.model)
-            return [self.own(model) / self._dense]
+            return [self.own(model) / self.own(self.graph.model)]
         both, device = (self.graph.model, model), device_of(model)
         clock = process_time if device.type == "cpu" and _FINE else perf_counter
         found: list[float] = []
@@ -119,7 +120,8 @@ def _due(
     if at == len(counts):  # nothing is fast enough
         return counts[-1] if turns[counts[-1]] < _TWICE else None
     high, low = counts[at], counts[at - 1] if at else counts[at]
-    if high == first or curve[at] >= fraction * (1 - TOLERANCE):
+    near = max(_sure(fraction), spread(found[high]))  # what cannot be told from the fraction
+    if high == first or curve[at] >= fraction - near:
         return high if turns[high] < _TWICE else None
     if high - low <= 1:
         return min((c for c in (high, low) if turns[c] < _TWICE), default=None)
@@ -178,11 +180,24 @@ def _sure(ratio: float) -> float:
     return TOLERANCE * ratio
 
 
-def kept_to(fraction: float, gain: Speedup, repeats: int) -> str:
+def kept_to(keep: Mapping[str, float], cost: Measurement | None) -> str:
+    """Whether a budget of latency is met by what a report measured; nothing without either."""
+    if "latency" not in keep or cost is None or cost.latency is None or cost.against is None:
+        return ""
+    gain, fraction = cost.against.speedup, keep["latency"]
+    if gain is None:
+        return ""
+    said = judged(fraction, gain, cost.latency.repeats)
+    if not said.endswith(", met"):
+        log.warning("%s", said)
+    return said
+
+
+def judged(fraction: float, gain: Speedup, repeats: int) -> str:
     """Whether what the report measured is within a budget of latency.
 
     Example:
-        >>> kept_to(0.6, Speedup(1.75, 1.7, 1.8), 20)
+        >>> judged(0.6, Speedup(1.75, 1.7, 1.8), 20)
         'budget latency=0.6: measured 0.57, met'
     """
     took, sure = 1 / gain.ratio, (1 / gain.p10 - 1 / gain.p90) / math.sqrt(repeats)
