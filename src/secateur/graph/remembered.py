@@ -52,7 +52,7 @@ class Remembered(TorchDispatchMode):
         tensors: list[FakeTensor] = []
         signs = _signs(args, tensors), _signs(kwargs.items(), tensors)
         if not tensors or None in signs or not _is_fit(func):
-            self.unfit += 1
+            self.unfit += None in signs or not _is_fit(func)
             return func(*args, **kwargs)
         asked = (id(func), torch.get_default_dtype(), *signs)
         answer = _answers.get(asked, _UNASKED)
@@ -99,7 +99,7 @@ class Remembered(TorchDispatchMode):
     def _again(self, answer: Any, tensors: list[FakeTensor]) -> Any:
         kind, parts = answer
         made: list[Any] = []
-        with unset_fake_temporarily():
+        with torch._C._DisableTorchDispatch():  # no mode needs to see what is made here
             for part in parts:
                 if type(part) is int:
                     made.append(tensors[part])
