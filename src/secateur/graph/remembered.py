@@ -74,6 +74,16 @@ class Remembered(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # there is nothing to compile in here, and guarding against it takes time
 
+    def operated(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What an operator gives, without a dispatch of its own if it is in memory."""
+        tensors: list[FakeTensor] = []
+        signs = _signs(args, tensors), _signs(kwargs.items(), tensors)
+        if tensors and None not in signs:
+            answer = _answers.get((id(func), torch.get_default_dtype(), *signs))
+            if answer is not None:
+                return self._again(answer, tensors)
+        return func(*args, **kwargs)
+
     def called(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What a torch function gives: from memory, if all operators beneath it once were.
 
@@ -172,7 +182,8 @@ def called(func: Any, args: Any, kwargs: Any) -> Any:
     """``func(*args, **kwargs)``, from memory if a ``Remembered`` is the innermost mode."""
     mode = _get_current_dispatch_mode()
     if isinstance(mode, Remembered):
-        return mode.called(func, args, kwargs)
+        operator = isinstance(func, torch._ops.OpOverload)
+        return (mode.operated if operator else mode.called)(func, args, kwargs)
     return func(*args, **kwargs)
 
 
