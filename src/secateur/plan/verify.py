@@ -23,7 +23,6 @@ from secateur.errors import PlanError
 from secateur.graph.classes import Axis, UnitClass
 from secateur.graph.forward import (
     call_arguments,
-    evaluating,
     module_hooks,
     named_tensors,
     run,
@@ -31,6 +30,7 @@ from secateur.graph.forward import (
     tensors_in,
     uncopied,
 )
+from secateur.measure.calling import evaluating, kept_buffers
 from secateur.plan.gaps import drop, skipping
 from secateur.plan.reference import Reference, ReferenceError
 from secateur.plan.selection import gather, selection
@@ -265,7 +265,7 @@ def _reference(plan: Plan, model: nn.Module, inputs: Any, seed: int) -> list[Ten
     modes: list[Any] = []
     if not plan.exact:
         modes = [Reference(*_on_data(plan, model, inputs))]
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), kept_buffers(model):
         torch.manual_seed(seed)
         # Detached, as in the trace: which kernels a product takes depends on who needs gradients.
         output = run(
