@@ -6,7 +6,7 @@ import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -36,6 +36,7 @@ from secateur.plan.select import plan as make_plan
 from secateur.plan.timing import kept_to
 from secateur.plan.verify import Verification
 from secateur.recovery import Recovery
+from secateur.recovery.nested import changed, in_turn
 from secateur.report import Metric
 from secateur.result import Result, Seen, make_record, weights_of
 from secateur.settled import DEPTH, depth_settings, known_kinds, removing, settled
@@ -139,6 +140,7 @@ def prune(
             'through several; use schedule="one-shot"'
         )
     healers = [_shown(healer, progress) for healer in _healers(recovery)]
+    several = len(targets) > 1 or len(healers) > 1
     by = criteria.find(how["criterion"])
     scored = chosen.granularity in DEPTH or bool(by.needs) or by.level == "model"
     _check_data(data, passes=len(targets) * (len(healers) + scored))
@@ -178,7 +180,10 @@ def prune(
                     pruned=_score(evaluate, made) if healers else None,
                     pruned_weights=weights_of(made, like=seen.dense_weights),
                 )
-            healing = [healer.heal(made, plan, data, model) for healer in healers]
+            healing = [
+                in_turn(healer, f"{number}-{k}" if several else "").heal(made, plan, data, model)
+                for k, healer in enumerate(healers)
+            ]
             seen = replace(seen, healed=_score(evaluate, made))
             entry = {"step": number, **target, "removed": plan.removed, "score": seen.healed}
             history.append({**entry, "recovery": healing, "proof": proof and proof.to_dict()})
@@ -309,14 +314,9 @@ def _healers(recovery: Any) -> list[Recovery]:
 
 def _shown(healer: Any, progress: bool) -> Any:
     """The recovery without its progress bar, if none are wanted."""
-    if progress or not is_dataclass(healer) or isinstance(healer, type):
+    if progress:
         return healer
-    changes = {
-        f.name: False if f.name == "progress" else _shown(getattr(healer, f.name), progress)
-        for f in fields(healer)
-        if f.name == "progress" or isinstance(getattr(healer, f.name), Recovery)
-    }
-    return replace(healer, **changes)
+    return changed(healer, lambda entry, value: False if entry.name == "progress" else value)
 
 
 def _check_data(data: Iterable[Any] | None, passes: int) -> None:
