@@ -122,7 +122,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _near(name: str, known: Sequence[str]) -> str:
     close = get_close_matches(name, known, n=2, cutoff=0.5)
-    return f": did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(known)}"
+    near = f": did you mean {' or '.join(close)}?" if close else ""
+    return f"{near}{' ' if near else '; '}known: {', '.join(known)}" if len(known) < 20 else near
 
 
 def _parsed(given: Sequence[str]) -> argparse.Namespace:

@@ -136,8 +136,7 @@ def install_between(
     Raises:
         PlanError: Blocks are not the sum of their input, an attention and one more part.
     """
-    data = require(data, "Leaving out tokens (one batch shows where the model's blocks are)")
-    depth = depth_of(model, data, parts=True)
+    depth = depth_of(model, require(data, "Leaving out tokens (one batch will do)"), parts=True)
     tokens = Tokens()
     for number, name in enumerate(depth.blocks):
         gaps = [gap for gap in depth.candidates if depth.block_of(gap) == number]
