@@ -36,6 +36,7 @@ from secateur.plan.select import plan as make_plan
 from secateur.plan.timing import kept_to
 from secateur.plan.verify import Verification
 from secateur.recovery import Recovery
+from secateur.recovery.registry import step as healing_step
 from secateur.report import Metric
 from secateur.result import Result, Seen, make_record, weights_of
 from secateur.settled import DEPTH, depth_settings, known_kinds, removing, settled
@@ -178,7 +179,8 @@ def prune(
                     pruned=_score(evaluate, made) if healers else None,
                     pruned_weights=weights_of(made, like=seen.dense_weights),
                 )
-            healing = [healer.heal(made, plan, data, model) for healer in healers]
+            with healing_step(number, len(targets)):
+                healing = [healer.heal(made, plan, data, model) for healer in healers]
             seen = replace(seen, healed=_score(evaluate, made))
             entry = {"step": number, **target, "removed": plan.removed, "score": seen.healed}
             history.append({**entry, "recovery": healing, "proof": proof and proof.to_dict()})
