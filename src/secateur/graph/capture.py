@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map
 from secateur.graph.axes import Atom, Axes, Expr, lock, one, resolve
 from secateur.graph.forward import Scopes, arguments_in, function_name, is_quiet, tensors_in
 from secateur.graph.operators import Dispatch, described
+from secateur.graph.remembered import called
 from secateur.graph.rules import find_rule
 
 _LARGEST_KNOWN = 1 << 20  # integer tensors up to this size keep their values while recording
@@ -197,7 +198,7 @@ class Recorder(TorchDispatchMode):
         for t in tensors:
             self.axes_of(t)
         known = self._known(func, args, kwargs, tensors)
-        result = func(*args, **kwargs)
+        result = called(func, args, kwargs)
         if kind == "alias":
             self.set(result, self.axes_of(args[0]), zero=self.zero(args[0]))
             for table in (self.values, self.origin, self.maker):

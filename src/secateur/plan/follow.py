@@ -77,6 +77,10 @@ class Follow(TorchFunctionMode):
         self.position = 0
         self.strange = 0
         self.edits: list[Edit] = []
+        # Worked out before the forward, since its modes would see every step of it.
+        for axes in (a for c in calls for a in (*c.inputs, *c.outputs)):
+            for axis in axes:
+                plan.counts(axis)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -90,10 +94,9 @@ class Follow(TorchFunctionMode):
         if call is None:
             self.strange += 1
             return func(*args, **kwargs)
-        with unset_fake_temporarily():  # the plan's masks are real tensors
-            recorded = Recorded(call, self.plan)
-            outputs = recorded.outputs
-            fixed = with_old_numbers(call, args, kwargs)
+        recorded = Recorded(call, self.plan)
+        outputs = recorded.outputs
+        fixed = with_old_numbers(call, args, kwargs)
         if shape_is_enough(name):
             # The forward's own sizes may already be right, or right said differently (-1, chunk).
             result = _as_decided(call, outputs, args, self._try(func, *fixed))
@@ -101,7 +104,7 @@ class Follow(TorchFunctionMode):
                 for path, old, new in differences((args, kwargs), fixed):
                     self._note(scopes, name, path, old, new)
                 return result
-        with unset_fake_temporarily():
+        with unset_fake_temporarily():  # the plan's masks are real tensors
             fixed_args, fixed_kwargs = corrected(recorded, *fixed)
         changes = differences((args, kwargs), (fixed_args, fixed_kwargs))
         for path, old, new in changes:
