@@ -37,6 +37,7 @@ from secateur.plan.timing import kept_to
 from secateur.plan.verify import Verification
 from secateur.recovery import Recovery
 from secateur.recovery.nested import changed, in_turn
+from secateur.recovery.registry import step as healing_step
 from secateur.report import Metric
 from secateur.result import Result, Seen, make_record, weights_of
 from secateur.settled import DEPTH, depth_settings, known_kinds, removing, settled
@@ -180,10 +181,13 @@ def prune(
                     pruned=_score(evaluate, made) if healers else None,
                     pruned_weights=weights_of(made, like=seen.dense_weights),
                 )
-            healing = [
-                in_turn(healer, f"{number}-{k}" if several else "").heal(made, plan, data, model)
-                for k, healer in enumerate(healers)
-            ]
+            with healing_step(number, len(targets)):
+                healing = [
+                    in_turn(healer, f"{number}-{k}" if several else "").heal(
+                        made, plan, data, model
+                    )
+                    for k, healer in enumerate(healers)
+                ]
             seen = replace(seen, healed=_score(evaluate, made))
             entry = {"step": number, **target, "removed": plan.removed, "score": seen.healed}
             history.append({**entry, "recovery": healing, "proof": proof and proof.to_dict()})

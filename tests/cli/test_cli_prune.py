@@ -364,3 +364,29 @@ def test_an_interrupted_run_says_how_to_go_on(secateur, net, tmp_path):
     assert ran.code == 130
     assert f"`secateur prune --resume --out {tmp_path / 'out'}` goes on" in ran.err
     assert secateur("prune", "--resume", "--out", tmp_path / "out").code == 0
+
+
+@pytest.mark.parametrize("how", ["--dry-run", "--print-config"])
+@pytest.mark.parametrize(
+    ("recovery", "words"),
+    [
+        ("[bn, {finetune: {steps: 2}}]", "did you mean 'fine-tune'"),
+        ("{fine-tune: {leraning_rate: 0.1}}", "leraning_rate"),
+        ("{fine-tune: {steps: two}}", "steps should be a whole number"),
+    ],
+)
+def test_a_misspelt_recovery_is_refused_before_the_run(
+    secateur, net, tmp_path, how, recovery, words
+):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"amount: 0.5\nrecovery: {recovery}\n")
+    ran = secateur("prune", net, "--config", path, how)
+    assert ran.code == 1
+    assert words in ran.err
+
+
+def test_what_is_missing_is_asked_for_in_the_words_of_flags(secateur, net):
+    ran = secateur("prune", net)
+    assert ran.code == 1 and "--amount 0.5" in ran.err and "--keep macs=0.5" in ran.err
+    ran = secateur("prune", net, "--amount", "0.5", "--weights", "missing.safetensors")
+    assert ran.code == 1 and "missing.safetensors: there is no such file" in ran.err

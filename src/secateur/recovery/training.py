@@ -25,6 +25,7 @@ from secateur.engine.order import epoch_batches, generators_kept
 from secateur.errors import ConfigError, DataError, StoreError
 from secateur.measure.calling import describe, device_of, evaluating, to_device
 from secateur.recovery.optimization import build_optimizer, set_rate
+from secateur.recovery.registry import step_of_run
 
 if TYPE_CHECKING:
     from secateur.recovery.fine_tune import FineTune
@@ -382,7 +383,7 @@ def _check_identity(saved: Any, expected: dict[str, Any], file: Path) -> None:
 @contextmanager
 def _bar(run: _Run) -> Iterator[Callable[[], None]]:
     columns = (
-        TextColumn("healing"),
+        TextColumn(f"healing{step_of_run.get()}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]}"),

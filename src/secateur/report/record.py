@@ -242,7 +242,8 @@ class Step:
 class Record:
     """All that a report shows; every part but the first four may be missing and is then left out.
 
-    ``inputs`` are the shapes of the example batch that costs are counted and timed on.
+    ``inputs`` are the shapes of the example batch that costs are counted and timed on; ``dry`` says
+    that nothing was to be timed, judged or written, so that none of it is missing.
 
     Example:
         >>> record = Record("Half a net", "zoo:resnet20", State(200), State(100))
@@ -270,6 +271,7 @@ class Record:
     notes: tuple[str, ...] = ()
     history: tuple[Step, ...] = ()
     inputs: str = ""
+    dry: bool = False
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
