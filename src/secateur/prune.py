@@ -138,7 +138,8 @@ def prune(
             'through several; use schedule="one-shot"'
         )
     healers = [_shown(healer, progress) for healer in _healers(recovery)]
-    scored = chosen.granularity in DEPTH or bool(criteria.find(how["criterion"]).needs)
+    by = criteria.find(how["criterion"])
+    scored = chosen.granularity in DEPTH or bool(by.needs) or by.level == "model"
     _check_data(data, passes=len(targets) * (len(healers) + scored))
     with generators_kept(data or ()):
         common = {"data": data, "seed": seed, **how}

@@ -152,6 +152,18 @@ def test_a_loss_and_a_metric_of_ones_own_are_used(secateur, net, tmp_path):
     assert {c.name for c in record.sensitivity} == {"0", "2"}
 
 
+def test_a_run_whose_score_is_infinite_is_finished_and_says_so(secateur, net, tmp_path):
+    net.write_text(net.read_text() + "\ndef unbounded(model):\n    return float('inf')\n")
+    more = ["--evaluate", f"{net}:unbounded", "--sensitivity", "0.5", "--json"]
+    ran = secateur(*options(net, tmp_path / "out", "--amount", "0.5", *more))
+    assert ran.code == 0, ran.err
+    assert ran.json["report"]["after"]["accuracy"] is None
+    record = read(tmp_path / "out" / "metrics.json")
+    assert (record.after.not_finite, record.sensitivity) == ("inf", ())
+    assert "sensitivity was not measured: evaluate gave inf" in record.notes[-1]
+    assert not (tmp_path / "out" / "unfinished").exists()
+
+
 def test_a_folder_of_somebody_else_is_refused_before_anything_is_done(secateur, net, tmp_path):
     out = tmp_path / "thesis"
     out.mkdir()

@@ -1,5 +1,6 @@
 """What a batch is, ``(inputs..., target)`` or a dict of keywords, and the loss that follows."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -105,6 +106,18 @@ def logits_of(output: Any) -> Tensor:
         f"the model's output {describe(output)} has no logits that could be found: give "
         "loss=lambda output, target: ... (and forward= to pick a tensor)."
     )
+
+
+def labelled(model: nn.Module, batch: Any) -> Any:
+    """A text is its own target, padding apart, for a model that takes labels."""
+    if not isinstance(batch, Mapping) or "labels" in batch or "input_ids" not in batch:
+        return batch
+    if "labels" not in inspect.signature(model.forward).parameters:
+        return batch
+    labels = batch["input_ids"]
+    if "attention_mask" in batch:
+        labels = labels.masked_fill(batch["attention_mask"] == 0, -100)
+    return {**batch, "labels": labels}
 
 
 def task_loss(output: Any, batch: Any, loss: Loss | None = None) -> Tensor:

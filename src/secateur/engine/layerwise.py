@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from secateur.engine.blocks import Block, find_blocks
 from secateur.engine.finished import Finished, Solution
 from secateur.engine.gather import Gathered
+from secateur.engine.gradients import sample_gradients
 from secateur.engine.parallel import add_up, agreed, own, place
 from secateur.engine.products import Layer
 from secateur.engine.sequential import Propagate, Step, block_weights, walk
@@ -178,6 +179,8 @@ def _gather(
     """Statistics over the samples of all processes."""
     with agreed():
         gathered = step.gather(job.solver.needs, only, weights)
+        if "gradients" in job.solver.needs:
+            gathered.gradients = sample_gradients(step.walk.model, step.walk.samples, weights)
     add_up(gathered)
     return gathered
 

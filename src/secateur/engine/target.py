@@ -59,7 +59,8 @@ class Solver:
 
     Attributes:
         function: ``(weight, stats, target, **options) -> Solved``; weight ``(outputs, inputs)``.
-        needs: ``gram`` and ``cross`` where norms and means of the inputs do not suffice.
+        needs: ``gram`` and ``cross`` where norms and means of the inputs do not suffice;
+            ``gradients`` for those of each sample's loss, ``(samples, outputs, inputs)``.
         data: False if it looks at weights alone, so that no calibration is run.
         rowwise: Kinds of target for which no row depends on another, so that processes can share
             a layer; ``amount``, ``pattern``, ``keep``.

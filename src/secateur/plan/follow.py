@@ -37,6 +37,7 @@ from secateur.graph.forward import (
 )
 from secateur.graph.forward import skeleton as copied
 from secateur.graph.graph import FrozenCall, Graph
+from secateur.graph.remembered import called
 from secateur.plan.attention import NarrowAttention
 from secateur.plan.calls import Recorded, corrected, shape_is_enough
 from secateur.plan.mend import looks_like, shapes_in
@@ -131,7 +132,7 @@ class Follow(TorchFunctionMode):
         changed = self._note(call, (args, kwargs), (fixed_args, fixed_kwargs))
         function = torch.split if name.endswith("chunk") and changed else func
         try:
-            result = function(*fixed_args, **fixed_kwargs)
+            result = called(function, fixed_args, fixed_kwargs)
         except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
             raise Mismatch(call, f"{name} raised {type(error).__name__}: {error}") from error
         result = _as_decided(call, outputs, args, result)
@@ -142,7 +143,7 @@ class Follow(TorchFunctionMode):
 
     def _try(self, func: Any, args: Any, kwargs: Any) -> Any:
         try:
-            return func(*args, **kwargs)
+            return called(func, args, kwargs)
         except (RuntimeError, TypeError, ValueError, IndexError, AssertionError):
             return None
 

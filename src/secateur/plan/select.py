@@ -17,6 +17,7 @@ from secateur import scope as scopes
 from secateur.engine.statistics import Statistics, collect
 from secateur.errors import BudgetError, ConfigError, PlanError
 from secateur.granularity import units
+from secateur.granularity.whole import by_element
 from secateur.graph import Graph, UnitClass
 from secateur.graph.forward import uncollected
 from secateur.names import match_names, unknown
@@ -113,12 +114,15 @@ def plan(
     pools_of = scopes.find(scope)
     classes = eligible(graph, ignore=ignore, kinds=kinds, statistical=statistical)
     fixed_amounts = _overridden(graph, classes, overrides or {})
-    if chosen.needs and statistics is None:
+    read_off = chosen
+    if chosen.level == "model":
+        read_off, statistics = by_element(graph, classes, chosen, data, loss, seed)
+    elif chosen.needs and statistics is None:
         statistics = collect(graph, chosen.needs, data, loss=loss, classes=classes, seed=seed)
     scores = units.score(
         graph,
         classes,
-        chosen,
+        read_off,
         statistics,
         reduction=reduction,
         normalizer=normalizer,

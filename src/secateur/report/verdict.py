@@ -162,6 +162,11 @@ def _noise(before: State, after: State) -> str:
 def _accuracy(record: Record) -> _Part:
     metric, before, after = record.metric, record.before.accuracy, record.after.accuracy
     name = plain(metric.name)
+    for which, state in (("pruned", record.after), ("dense", record.before)):
+        if state.not_finite:
+            found = plain(state.not_finite)
+            warning = f"The {name} of the {which} model is {found}, which is no finite number."
+            return f"{name} {found} ({which})", "bad", warning
     if after is None:
         warning = f"The {name} of the pruned model was not measured."
         return f"{name} not measured", "mixed", warning

@@ -14,7 +14,7 @@ from secateur.cli import run as runs
 from secateur.cli.answer import Answer
 from secateur.cli.arguments import asked, selection, words
 from secateur.cli.config import Config
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from secateur.report import Record
@@ -136,9 +136,13 @@ def _prune(chosen: Config, folder: Path, work: Path, command: str, *, progress: 
             for key in ("criterion", "data", "loss", "ignore", "kinds", "seed")
             if what[key] is not None
         }
-        fields["sensitivity"] = sec.sensitivity(
-            model, inputs, found.evaluate, amounts=chosen.sensitivity, **shared
-        )
+        try:
+            fields["sensitivity"] = sec.sensitivity(
+                model, inputs, found.evaluate, amounts=chosen.sensitivity, **shared
+            )
+        except DataError as error:  # the run itself is done, and worth keeping
+            fields["notes"] = (*result.report.notes, f"sensitivity was not measured: {error}")
+            log.warning(fields["notes"][-1])
     result = result.described(**fields)
     result.save(folder)
     runs.finish(folder, chosen)
