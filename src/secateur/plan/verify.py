@@ -207,7 +207,7 @@ def _of_pruned(model: nn.Module, inputs: Any, seed: int) -> list[Tensor]:
     except Exception as error:  # any line of the user's forward may raise
         raise SurgeryError(
             f"the pruned {type(model).__name__} does not run on inputs on which the dense one "
-            f"does: {type(error).__name__}: {error}. Leave the layers at fault whole with ignore=[...]."
+            f"does: {type(error).__name__}: {error}. Leave what is at fault whole: ignore=[...]."
         ) from error
 
 
