@@ -125,11 +125,11 @@ class Follow(TorchFunctionMode):
             # The forward's own sizes may already be right, or right said differently (-1, chunk).
             result = _as_decided(call, outputs, args, self._try(func, *fixed))
             if shapes_of(result) == outputs:
-                self._note(call, (args, kwargs), fixed)
+                self._note(name, call, (args, kwargs), fixed)
                 return result
         with unset_fake_temporarily():
             fixed_args, fixed_kwargs = corrected(recorded, *fixed)
-        changed = self._note(call, (args, kwargs), (fixed_args, fixed_kwargs))
+        changed = self._note(name, call, (args, kwargs), (fixed_args, fixed_kwargs))
         function = torch.split if name.endswith("chunk") and changed else func
         try:
             result = called(function, fixed_args, fixed_kwargs)
@@ -168,10 +168,10 @@ class Follow(TorchFunctionMode):
         bare, after = _bare(given), _bare(edited)
         self.seen.append(Seen(name, scopes, shapes_in(*given), bare, after))
 
-    def _note(self, call: FrozenCall, given: Any, wanted: Any) -> bool:
+    def _note(self, name: str, call: FrozenCall, given: Any, wanted: Any) -> bool:
         """Write down what has to be replaced in a call; True if that is anything."""
         changes = differences(given, wanted)
-        self._see(call.function, given, wanted)
+        self._see(name, given, wanted)
         operands = tuple(
             tuple(None if _varies(e) else self.plan.counts(e)[1] for e in axes)
             for axes in call.inputs
@@ -181,14 +181,12 @@ class Follow(TorchFunctionMode):
             old, new = (x.item() if isinstance(x, np.generic) else x for x in (old, new))
             value, varies = new, False
             scalable = isinstance(old, int) and isinstance(new, int) and old > 0 and new > 0
-            if scalable and call.function in _SCALED:
+            if scalable and name in _SCALED:
                 value = {"times": _reduced(new, old)}
                 sizes = [e for axes in call.outputs for e in axes if self.plan.counts(e)[1] == new]
                 varies = any(_varies(e) for e in sizes)
             number = len(self.seen) - 1
-            self.edits.append(
-                Edit(call.module, path, value, old, call.function, number, operands, varies)
-            )
+            self.edits.append(Edit(call.module, path, value, old, name, number, operands, varies))
         return bool(changes)
 
 

@@ -84,13 +84,13 @@ class Mending(TorchFunctionMode):
         if name not in self.functions:
             return func(*args, **kwargs)
         shapes = shapes_in(args, kwargs)
-        found = []
+        found: dict[str, Edit] = {}  # one for each argument; others that fit say the same
         for i, edit in enumerate(self.edits):
             if looks_like(edit, name, shapes, args, kwargs):
                 if edit.of == 0 or edit.call == self.met[i]:
-                    found.append(edit)
+                    found.setdefault(edit.name, edit)
                 self.met[i] += 1
-        for edit in found:
+        for edit in found.values():
             args, kwargs = put(args, kwargs, edit)
         if name.endswith("chunk") and found:  # sizes given: chunks need not be equal any more
             return torch.split(*args, **kwargs)
