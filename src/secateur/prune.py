@@ -33,6 +33,7 @@ from secateur.plan.depth import depth_plan, enough
 from secateur.plan.plan import Plan
 from secateur.plan.replan import replan, shrink
 from secateur.plan.select import plan as make_plan
+from secateur.plan.timing import kept_to
 from secateur.plan.verify import Verification
 from secateur.recovery import Recovery
 from secateur.report import Metric
@@ -186,8 +187,8 @@ def prune(
             proof = _proven(plan, model, plan.apply(model))
         cost = _measured(made, example_inputs, model, measure)
     note = carry(made, plan)
-    if note is not None:
-        plan = replace(plan, notes=(*plan.notes, note))
+    notes = (note, kept_to(keep or {}, cost))
+    plan = replace(plan, notes=(*plan.notes, *filter(None, notes)))
     if healers:
         seen = replace(seen, healed_weights=weights_of(made, like=seen.dense_weights))
     asked: dict[str, Any] = {"method": _named(method), "recovery": _named(recovery)}

@@ -32,6 +32,7 @@ from secateur.graph.forward import (
     tensors_of_output,
 )
 from secateur.graph.operators import Dispatch, described
+from secateur.graph.remembered import called
 from secateur.graph.rules import find_rule
 
 _LARGEST_KNOWN = 1 << 20  # integer tensors up to this size keep their values while recording
@@ -205,7 +206,7 @@ class Recorder(TorchDispatchMode):
         for t in tensors:
             self.axes_of(t)
         known = self._known(func, args, kwargs, tensors)
-        result = func(*args, **kwargs)
+        result = called(func, args, kwargs)
         if kind == "alias":
             self.set(result, self.axes_of(args[0]), zero=self.zero(args[0]))
             for table in (self.values, self.origin, self.maker):

@@ -251,7 +251,7 @@ def quiet_kernels() -> Iterator[None]:
 
 
 @contextmanager
-def _silent_fakes() -> Iterator[None]:
+def silent_fakes() -> Iterator[None]:
     """Fake kernels that refuse are an answer here, not an error to print."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before = log.disabled
@@ -364,7 +364,7 @@ def run(
                 on_tensor(None, t)
         if mode is not None and memory is not None:
             stack.enter_context(clean_caches())
-            stack.enter_context(_silent_fakes())
+            stack.enter_context(silent_fakes())
             stack.enter_context(mode)
             stack.enter_context(memory)
         for m in modes:

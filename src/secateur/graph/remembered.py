@@ -52,7 +52,7 @@ class Remembered(TorchDispatchMode):
         tensors: list[FakeTensor] = []
         signs = _signs(args, tensors), _signs(kwargs.items(), tensors)
         if not tensors or None in signs or not _is_fit(func):
-            self.unfit += 1
+            self.unfit += None in signs or not _is_fit(func)
             return func(*args, **kwargs)
         asked = (id(func), torch.get_default_dtype(), *signs)
         answer = _answers.get(asked, _UNASKED)
@@ -73,6 +73,16 @@ class Remembered(TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # there is nothing to compile in here, and guarding against it takes time
+
+    def operated(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What an operator gives, without a dispatch of its own if it is in memory."""
+        tensors: list[FakeTensor] = []
+        signs = _signs(args, tensors), _signs(kwargs.items(), tensors)
+        if tensors and None not in signs:
+            answer = _answers.get((id(func), torch.get_default_dtype(), *signs))
+            if answer is not None:
+                return self._again(answer, tensors)
+        return func(*args, **kwargs)
 
     def called(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What a torch function gives: from memory, if all operators beneath it once were.
@@ -99,7 +109,7 @@ class Remembered(TorchDispatchMode):
     def _again(self, answer: Any, tensors: list[FakeTensor]) -> Any:
         kind, parts = answer
         made: list[Any] = []
-        with unset_fake_temporarily():
+        with torch._C._DisableTorchDispatch():  # no mode needs to see what is made here
             for part in parts:
                 if type(part) is int:
                     made.append(tensors[part])
@@ -172,7 +182,8 @@ def called(func: Any, args: Any, kwargs: Any) -> Any:
     """``func(*args, **kwargs)``, from memory if a ``Remembered`` is the innermost mode."""
     mode = _get_current_dispatch_mode()
     if isinstance(mode, Remembered):
-        return mode.called(func, args, kwargs)
+        operator = isinstance(func, torch._ops.OpOverload)
+        return (mode.operated if operator else mode.called)(func, args, kwargs)
     return func(*args, **kwargs)
 
 

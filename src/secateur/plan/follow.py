@@ -103,6 +103,10 @@ class Follow(TorchFunctionMode):
         self.strange = 0
         self.edits: list[Edit] = []
         self.seen: list[Seen] = []
+        # Worked out before the forward, since its modes would see every step of it.
+        for axes in (a for c in calls for a in (*c.inputs, *c.outputs)):
+            for axis in axes:
+                plan.counts(axis)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -117,17 +121,16 @@ class Follow(TorchFunctionMode):
             self.strange += 1
             self._see(name, (args, kwargs), (args, kwargs))
             return func(*args, **kwargs)
-        with unset_fake_temporarily():  # the plan's masks are real tensors
-            recorded = Recorded(call, self.plan)
-            outputs = recorded.outputs
-            fixed = with_old_numbers(call, args, kwargs)
+        recorded = Recorded(call, self.plan)
+        outputs = recorded.outputs
+        fixed = with_old_numbers(call, args, kwargs)
         if shape_is_enough(name):
             # The forward's own sizes may already be right, or right said differently (-1, chunk).
             result = _as_decided(call, outputs, args, self._try(func, *fixed))
             if shapes_of(result) == outputs:
                 self._note(name, call, (args, kwargs), fixed)
                 return result
-        with unset_fake_temporarily():
+        with unset_fake_temporarily():  # the plan's masks are real tensors
             fixed_args, fixed_kwargs = corrected(recorded, *fixed)
         changed = self._note(name, call, (args, kwargs), (fixed_args, fixed_kwargs))
         function = torch.split if name.endswith("chunk") and changed else func
@@ -172,6 +175,8 @@ class Follow(TorchFunctionMode):
         """Write down what has to be replaced in a call; True if that is anything."""
         changes = differences(given, wanted)
         self._see(name, given, wanted)
+        if not changes:
+            return False
         operands = tuple(
             tuple(None if _varies(e) else self.plan.counts(e)[1] for e in axes)
             for axes in call.inputs
@@ -187,7 +192,7 @@ class Follow(TorchFunctionMode):
                 varies = any(_varies(e) for e in sizes)
             number = len(self.seen) - 1
             self.edits.append(Edit(call.module, path, value, old, name, number, operands, varies))
-        return bool(changes)
+        return True
 
 
 _SCALED = {"view", "reshape", "expand", "unflatten", "new_zeros", "zeros"}

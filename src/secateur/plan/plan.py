@@ -150,6 +150,18 @@ class Plan:
             self._counts[axis] = (old, axis_kept(axis, self.keep, self.sizes))
         return self._counts[axis]
 
+    @cached_property
+    def _positions(self) -> dict[Axis, list[int]]:
+        return {}
+
+    def kept_before(self, axis: Axis, position: int) -> int:
+        """How many of the first ``position`` positions of a frozen axis stay."""
+        if axis not in self._positions:
+            mask = axis_mask(axis, self.keep, self.sizes)
+            self._positions[axis] = [0, *mask.cumsum(0).tolist()]
+        counts = self._positions[axis]
+        return counts[slice(position).indices(len(counts) - 1)[1]]  # as in ``mask[:position]``
+
     def shape(self, tensor: str) -> tuple[int, ...]:
         """Shape of a parameter or buffer after the plan is applied."""
         return tuple(self.counts(a)[1] for a in self.axes[tensor])

@@ -6,7 +6,6 @@ import importlib.util
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from secateur.names import match_names, unknown
 from secateur.plan import budget
 from secateur.plan.plan import Plan
 from secateur.plan.show import narrow
+from secateur.plan.timing import Clock
 from secateur.scope.order import Limits, Order, order
 
 HEADS = {"head", "kv_head", "query"}
@@ -63,8 +63,9 @@ def plan(
         amount: Fraction of the units to remove, in [0, 1). Removing half of the inputs and outputs
             of a layer removes three quarters of its weights.
         keep: Budget instead: fraction in (0, 1] to keep of ``params``, ``macs``, ``memory``
-            (weights, buffers and the largest operator) or measured ``latency``; met within 2 %
-            (latency: as well as it can be measured). Several budgets are all met.
+            (weights, buffers and the largest operator) or measured ``latency`` (of a forward on the
+            example inputs; 0.6 = 0.6 of the dense model's time); met within 2 % (latency: as well
+            as it can be measured, see ``plan.timing``). Several budgets are all met.
         criterion: Name, (name, options), ``Criterion``, or function of (weight, stats).
         scope: ``uniform``, ``global``, ``isomorphic``, or a function from (graph, classes) to
             pools.
@@ -88,13 +89,14 @@ def plan(
         normalizer: How scores of a class are scaled before classes are compared: none, sum, mean,
             max, std, gaussian, lamp, relative.
         statistics: Gathered already by ``engine.statistics.collect``, instead of ``data``.
-        latency: Seconds of a forward of a model; default: the median over interleaved runs.
+        latency: Seconds of a forward of a model; default: dense and pruned are timed in turn, on a
+            CPU in processor time, which other programs change little.
         seed: For criteria and statistics that draw at random.
         check: Solve for the changes of Python attributes too; classes that cannot be made smaller
             are given back, noted, and the budget is met without them.
 
     Returns:
-        The plan. The same arguments give the same plan.
+        The plan. The same arguments give the same plan, but for what a clock says.
 
     Raises:
         ConfigError: An unknown name, or a value out of range.
@@ -134,7 +136,7 @@ def plan(
             f"criterion {chosen.name} has nothing to say about any of the {len(classes)} classes "
             f"of this model ({_remedy(chosen)})"
         )
-    notes = _left_out(chosen, classes, scored)
+    notes, clock = _left_out(chosen, classes, scored), Clock(graph, latency)
     made_by = {
         "amount": amount,
         "budget": dict(keep) if keep else None,
@@ -168,9 +170,7 @@ def plan(
         pools = [list(p) for p in pools_of(graph, shared)]
         ordered = order(pools, scores, limits(ratio))
         if keep:
-            go = budget.meet(
-                graph, keep, ordered, fixed, latency=latency or _clock(graph), apply=small
-            )
+            go = budget.meet(graph, keep, ordered, fixed, clock=clock, apply=small)
         else:
             go = _amount(ordered, pools, float(amount or 0.0), ratio)
         return {**fixed, **ordered.masks(ordered.removed(go))}
@@ -188,7 +188,8 @@ def plan(
 
     with uncollected():
         made = _prepared(graph, select, scored, made_by, notes, keep, check=check)
-    return replace(made, notes=(*made.notes, *narrow(made)))
+    timed = budget.timed_notes(graph, keep or {}, made.keep, clock)
+    return replace(made, notes=(*made.notes, *narrow(made), *timed))
 
 
 def _prepared(
@@ -317,21 +318,6 @@ def _amount(ordered: Order, pools: list[list[UnitClass]], amount: float, ratio: 
             f"max_ratio (now {ratio:g}), or ask for amount <= {removed / total:.3f}"
         )
     return go
-
-
-def _clock(graph: Graph) -> Callable[[nn.Module], float]:
-    """Median seconds of a forward on the example inputs, each model timed beside the dense one."""
-
-    def latency(model: nn.Module) -> float:
-        from secateur.measure.calling import call, evaluating
-        from secateur.measure.latency import speedup, time_interleaved
-
-        both = (graph.model, model)
-        with evaluating(*both):
-            dense, this = time_interleaved([partial(call, m, graph.example_inputs) for m in both])
-        return 1.0 / speedup(dense, this).ratio
-
-    return latency
 
 
 def _left_out(
