@@ -21,8 +21,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map
 
+from secateur.errors import TraceError
 from secateur.graph.axes import Atom, Axes, Expr, lock, one, resolve
-from secateur.graph.forward import Scopes, arguments_in, function_name, is_quiet, tensors_in
+from secateur.graph.forward import (
+    Scopes,
+    arguments_in,
+    function_name,
+    is_quiet,
+    tensors_in,
+    tensors_of_output,
+)
 from secateur.graph.operators import Dispatch, described
 from secateur.graph.remembered import called
 from secateur.graph.rules import find_rule
@@ -386,6 +394,14 @@ def _storage(t: Tensor) -> int:
 
 
 def mark_outputs(recorder: Recorder, output: Any) -> None:
-    for t in tensors_in(output):
+    """Lock every axis of what the model returns, and of nothing else."""
+    tensors = tensors_of_output(output)
+    if not tensors:
+        raise TraceError(
+            f"no tensor can be found in the {type(output).__name__} that the model's forward "
+            "returns, so its width could not be protected: return tensors, a tuple, list or dict "
+            "of them, or an object that has them as attributes"
+        )
+    for t in tensors:
         for e in recorder.axes_of(t):
             lock(e, "model output")

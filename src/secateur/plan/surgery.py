@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.errors import PlanError, SurgeryError
 from secateur.graph.forward import named_tensors, skeleton, uncollected, uncopied
-from secateur.plan.attention import narrow_attention
+from secateur.plan.attention import keeps_off_fast_path, narrow_attention
 from secateur.plan.gaps import drop
 from secateur.plan.mend import mend
 from secateur.plan.selection import fill as fill_in
@@ -126,6 +126,9 @@ def change_python_side(plan: Plan, model: nn.Module) -> None:
         _standard_attributes(plan, path, module)
         if isinstance(module, nn.RNNBase) and all(not p.is_meta for p in module.parameters()):
             module.flatten_parameters()
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and keeps_off_fast_path(module):
+            module.use_nested_tensor = False  # only the fused path of its layers can take them
     calls: dict[str, list[Edit]] = {}
     for edit in plan.edits or ():
         if edit.call is not None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from secateur.engine.masks import MaskSet
-from secateur.errors import PlanError
+from secateur.errors import PlanError, SecateurError, SurgeryError
 from secateur.graph.classes import Axis, UnitClass
 from secateur.graph.forward import (
     call_arguments,
@@ -28,6 +28,7 @@ from secateur.graph.forward import (
     run,
     skeleton,
     tensors_in,
+    tensors_of_output,
     uncopied,
 )
 from secateur.measure.calling import evaluating, kept_buffers
@@ -101,7 +102,10 @@ def verify(
         seed: Of the random inputs.
 
     Returns:
-        What was found; it never raises because the models differ.
+        What was found; it never raises because the outputs differ.
+
+    Raises:
+        SurgeryError: The pruned model does not run on inputs on which the dense one does.
     """
     if model is None or (plan.graph is None and (example_inputs is None or not plan.exact)):
         if plan.graph is None:
@@ -129,7 +133,7 @@ def verify(
         return Verification(
             False, float("nan"), tolerance, float("nan"), plan.exact, proven=False, note=str(none)
         )
-    result = outputs_of(pruned, inputs, seed)
+    result = _of_pruned(pruned, inputs, seed)
     if not any(t.is_floating_point() or t.is_complex() for t in reference):
         return Verification(
             False, float("nan"), tolerance, float("nan"), plan.exact, proven=False,
@@ -192,7 +196,19 @@ def outputs_of(model: nn.Module, inputs: Any, seed: int) -> list[Tensor]:
     args, kwargs = call_arguments(tree_map(_copied, inputs))
     with evaluating(model), torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)  # a forward that draws noise draws the same for both
-        return [t.clone() for t in tensors_in(model(*args, **kwargs))]
+        return [t.clone() for t in tensors_of_output(model(*args, **kwargs))]
+
+
+def _of_pruned(model: nn.Module, inputs: Any, seed: int) -> list[Tensor]:
+    try:
+        return outputs_of(model, inputs, seed)
+    except SecateurError:
+        raise
+    except Exception as error:  # any line of the user's forward may raise
+        raise SurgeryError(
+            f"the pruned {type(model).__name__} does not run on inputs on which the dense one "
+            f"does: {type(error).__name__}: {error}. Leave what is at fault whole: ignore=[...]."
+        ) from error
 
 
 def _copied(t: Any) -> Any:
@@ -271,7 +287,7 @@ def _reference(plan: Plan, model: nn.Module, inputs: Any, seed: int) -> list[Ten
         output = run(
             skeleton(model), inputs, modes, fake=False, state=lambda n, t: state[n].detach()
         )
-    return [t.clone() for t in tensors_in(output)]
+    return [t.clone() for t in tensors_of_output(output)]
 
 
 def _on_data(plan: Plan, model: nn.Module, inputs: Any) -> tuple[Plan, tuple[FrozenOp, ...]]:
