@@ -318,7 +318,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(secateur, ne
     killed = subprocess.run(command, env={**os.environ, "KILL_AT": "200"}, capture_output=True)
     assert killed.returncode == -9
     found = sorted(str(p.relative_to(out / "unfinished")) for p in out.rglob("*.safetensors"))
-    assert found == [f"0-fine-tune/{k}/recovery.safetensors" for k in (1, 2)]
+    assert found == [f"0-fine-tune/{k}-0/recovery.safetensors" for k in (1, 2)]
     refused = secateur(*given, "--out", out)
     assert refused.code == 1
     assert "--resume" in refused.err
