@@ -382,13 +382,8 @@ def _check_identity(saved: Any, expected: dict[str, Any], file: Path) -> None:
 
 @contextmanager
 def _bar(run: _Run) -> Iterator[Callable[[], None]]:
-    columns = (
-        TextColumn(f"healing{step_of_run.get()}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}"),
-        TimeRemainingColumn(),
-    )
+    step, loss = TextColumn(f"healing{step_of_run.get()}"), TextColumn("loss {task.fields[loss]}")
+    columns = (step, BarColumn(), MofNCompleteColumn(), loss, TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True), disable=not run.how.progress)
     with bar:
         task = bar.add_task("", total=run.last, completed=run.place.step, loss="-")
