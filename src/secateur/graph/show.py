@@ -78,8 +78,8 @@ def did_not_run(graph: Graph) -> str:
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return (
         f"{', '.join(names[:4])}{more} did not run in this forward: they stay whole, and nothing "
-        "is known or proven of a forward that runs them after what feeds them was pruned. Trace with "
-        "inputs that run them, or leave what feeds them whole with ignore=[...]."
+        "is known or proven of a forward that runs them after what feeds them was pruned. Trace "
+        "with inputs that run them, or leave what feeds them whole with ignore=[...]."
     )
 
 

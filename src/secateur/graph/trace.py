@@ -67,6 +67,8 @@ def trace(model: nn.Module, example_inputs: Any, *, on_data: bool = False) -> Gr
 def _traced(model: nn.Module, example_inputs: Any, *, on_data: bool) -> Graph:
     try:
         recorder, atoms = _record(model, example_inputs, fake=not on_data)
+    except TraceError:
+        raise
     except Exception as error:
         if on_data or any(t.is_meta for t in (*model.parameters(), *model.buffers())):
             raise _explained(example_inputs, error) from error
