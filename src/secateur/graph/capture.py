@@ -21,7 +21,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map
 
-from secateur.errors import TraceError
 from secateur.graph.axes import Atom, Axes, Expr, lock, one, resolve
 from secateur.graph.forward import (
     Scopes,
@@ -29,7 +28,6 @@ from secateur.graph.forward import (
     function_name,
     is_quiet,
     tensors_in,
-    tensors_of_output,
 )
 from secateur.graph.operators import Dispatch, described
 from secateur.graph.remembered import called
@@ -391,17 +389,3 @@ def _decision(x: Any) -> Any:
 
 def _storage(t: Tensor) -> int:
     return t.untyped_storage()._cdata
-
-
-def mark_outputs(recorder: Recorder, output: Any) -> None:
-    """Lock every axis of what the model returns, and of nothing else."""
-    tensors = tensors_of_output(output)
-    if not tensors:
-        raise TraceError(
-            f"no tensor can be found in the {type(output).__name__} that the model's forward "
-            "returns, so its width could not be protected: return tensors, a tuple, list or dict "
-            "of them, or an object that has them as attributes"
-        )
-    for t in tensors:
-        for e in recorder.axes_of(t):
-            lock(e, "model output")

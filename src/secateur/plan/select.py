@@ -19,6 +19,7 @@ from secateur.granularity import units
 from secateur.granularity.whole import by_element
 from secateur.graph import Graph, UnitClass
 from secateur.graph.forward import uncollected
+from secateur.graph.show import did_not_run
 from secateur.names import match_names, unknown
 from secateur.plan import budget
 from secateur.plan.plan import Plan
@@ -189,7 +190,8 @@ def plan(
     with uncollected():
         made = _prepared(graph, select, scored, made_by, notes, keep, check=check)
     timed = budget.timed_notes(graph, keep or {}, made.keep, clock)
-    return replace(made, notes=(*made.notes, *narrow(made), *timed))
+    idle = (did_not_run(graph),) if graph.idle else ()
+    return replace(made, notes=(*made.notes, *narrow(made), *timed, *idle))
 
 
 def _prepared(

@@ -31,6 +31,7 @@ from secateur.graph.forward import (
     tensors_of_output,
     uncopied,
 )
+from secateur.graph.show import did_not_run
 from secateur.measure.calling import evaluating, kept_buffers
 from secateur.plan.gaps import drop, skipping
 from secateur.plan.reference import Reference, ReferenceError
@@ -148,6 +149,8 @@ def verify(
             f"masking changes the output by {change:.1e} on these inputs, no more than the "
             "tolerance: the comparison shows little"
         )
+    if plan.graph is not None and plan.graph.idle:
+        note = " ".join(filter(None, (note, did_not_run(plan.graph))))
     where = None if ok else _where(plan, model, pruned, inputs, seed, tolerance)
     return Verification(ok, error, tolerance, change, plan.exact, where, note=note)
 
