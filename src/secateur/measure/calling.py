@@ -53,8 +53,8 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards modes and buffers are as they were."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:
-        for model in models:
-            model.eval()
+        for module, _ in modes:  # not .eval(), which exported programs refuse
+            module.training = False
         with kept_buffers(*models), torch.no_grad():
             yield
     finally:
