@@ -145,7 +145,7 @@ def prune(
     by = criteria.find(how["criterion"])
     scored = chosen.granularity in DEPTH or bool(by.needs) or by.level == "model"
     _check_data(data, passes=len(targets) * (len(healers) + scored))
-    with generators_kept(data or ()):
+    with generators_kept(() if data is None else data):
         common = {"data": data, "seed": seed, **how}
         if chosen.granularity in DEPTH:
             plan = _shallower(model, example_inputs, chosen, targets, said, data, seed)
@@ -325,6 +325,8 @@ def _shown(healer: Any, progress: bool) -> Any:
 
 def _check_data(data: Iterable[Any] | None, passes: int) -> None:
     """Refuse an empty loader, and one that can be read only once where that is not enough."""
+    if isinstance(data, torch.Tensor):
+        raise DataError("data is one tensor: give batches, as a DataLoader or [(inputs, targets)]")
     if data is None or not isinstance(data, Iterable):
         return  # whoever needs data says so
     if isinstance(data, Iterator):

@@ -87,6 +87,12 @@ def _check_inputs(model: nn.Module, example_inputs: Any) -> None:
     for wrapper, inside in _WRAPPERS.items():
         if type(model).__name__ == wrapper:
             raise TraceError(f"{wrapper} hides the forward: pass {inside} and wrap what comes out")
+    for name, module in model.named_modules():
+        if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
+            raise TraceError(
+                f"{name or type(model).__name__} is compiled, which hides its forward: prune the "
+                "model first and compile what comes out"
+            )
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError(
             "a TorchScript module has no Python forward: pass the model it was made from"
@@ -146,7 +152,13 @@ def _record(
         if not real.is_floating_point() and real.device.type != "meta":
             recorder.values[id(tensor)] = real.detach()
 
-    double = skeleton(model)
+    try:
+        double = skeleton(model)
+    except Exception as error:
+        raise TraceError(
+            f"this {type(model).__name__} cannot be copied, which tracing needs: {error}. Take the "
+            "attribute that holds it away while the model is pruned"
+        ) from error
     try:
         with module_hooks(double, recorder.scopes.enter, recorder.leave):
             output = run(

@@ -159,6 +159,8 @@ def plan(
         "torch": torch.__version__,
     }
 
+    short: list[str] = []
+
     def limits(ratio: float) -> Limits:
         return Limits(max_ratio=ratio, min_width=min_width, round_to=round_to or 1)
 
@@ -173,7 +175,7 @@ def plan(
         if keep:
             go = budget.meet(graph, keep, ordered, fixed, clock=clock, apply=small)
         else:
-            go = _amount(ordered, pools, float(amount or 0.0), ratio)
+            go, short[:] = _amount(ordered, pools, float(amount or 0.0), limits(ratio))
         return {**fixed, **ordered.masks(ordered.removed(go))}
 
     def small(masks: Mapping[str, Tensor]) -> nn.Module:
@@ -191,7 +193,7 @@ def plan(
         made = _prepared(graph, select, scored, made_by, notes, keep, check=check)
     timed = budget.timed_notes(graph, keep or {}, made.keep, clock)
     idle = (did_not_run(graph),) if graph.idle else ()
-    return replace(made, notes=(*made.notes, *narrow(made), *timed, *idle))
+    return replace(made, notes=(*made.notes, *short, *narrow(made), *timed, *idle))
 
 
 def _prepared(
@@ -307,19 +309,30 @@ def _overridden(
     return {n: overrides[p] for n, p in matched.items() if n in names}
 
 
-def _amount(ordered: Order, pools: list[list[UnitClass]], amount: float, ratio: float) -> Tensor:
-    """The bundles of the first ``amount`` of every pool, or an error if widths forbid it."""
+def _amount(
+    ordered: Order, pools: list[list[UnitClass]], amount: float, limits: Limits
+) -> tuple[Tensor, list[str]]:
+    """The bundles of the first ``amount`` of every pool, and a note if that is less than asked.
+
+    Where each class is a pool of its own, it goes to the nearest width it may have.
+    """
     go = ordered.at < amount - 1e-9
     removed = sum(ordered.removed(go).values())
-    total = sum(c.size for pool in pools for c in pool)
+    classes = [c for pool in pools for c in pool]
+    total = sum(c.size for c in classes)
     shared = any(len(pool) > 1 for pool in pools)
-    if shared and go.all() and removed < (1 - budget.TOLERANCE) * amount * total:
+    rounding = sum(min(limits.step(c), c.size - 1) / 2 for c in classes)
+    least = (1 - budget.TOLERANCE) * amount * total if shared else amount * total - rounding - 0.5
+    if amount * total < 1 or (removed >= least and (len(go) or not total)):
+        return go, []
+    went = f"amount={amount}: {removed} of {total} units ({removed / total:.1%}) go"
+    if not len(go) or (shared and go.all()):
         raise BudgetError(
-            f"amount={amount} cannot be met: with every class at its minimum width {removed} of "
-            f"{total} units ({removed / total:.1%}) go. Lower min_width or round_to, raise "
-            f"max_ratio (now {ratio:g}), or ask for amount <= {removed / total:.3f}"
+            f"{went}, with every class at its minimum width, so it cannot be met. Lower min_width "
+            f"or round_to, raise max_ratio (now {limits.max_ratio:g}), or ask for amount <= "
+            f"{removed / total:.3f}"
         )
-    return go
+    return go, [f"{went}: min_width, round_to or max_ratio hold some classes back"]
 
 
 def _left_out(
@@ -353,8 +366,9 @@ def _check_numbers(
         raise ConfigError(
             'give either amount= (fraction of units removed) or keep= (a budget, as {"macs": 0.5})'
         )
-    if keep is not None and not isinstance(keep, Mapping):
-        raise ConfigError(f'keep={keep!r} must name what is kept, as {{"macs": 0.5}}')
+    for what, asked, as_in in (("keep", keep, "macs"), ("overrides", overrides, "layer1.*")):
+        if asked is not None and not isinstance(asked, Mapping):
+            raise ConfigError(f'{what}={asked!r} must be a dict, as {{"{as_in}": 0.5}}')
     given = {"amount": amount, **{f"overrides[{k!r}]": v for k, v in (overrides or {}).items()}}
     for what, value in given.items():
         if value is not None and not (_number(value) and 0 <= value < 1):

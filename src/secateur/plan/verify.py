@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from secateur.engine.masks import MaskSet
-from secateur.errors import PlanError, SecateurError, SurgeryError
+from secateur.errors import PlanError, SecateurError, SurgeryError, TraceError
 from secateur.graph.classes import Axis, UnitClass
 from secateur.graph.forward import (
     call_arguments,
@@ -127,7 +127,7 @@ def verify(
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     tolerance = TOLERANCE.get(dtype, 1e-4)
     inputs = randomised(example_inputs, seed)
-    dense = outputs_of(model, inputs, seed)
+    dense = _of_dense(model, inputs, seed)
     try:
         reference = _reference(plan, model, inputs, seed)
     except ReferenceError as none:
@@ -200,6 +200,18 @@ def outputs_of(model: nn.Module, inputs: Any, seed: int) -> list[Tensor]:
     with evaluating(model), torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)  # a forward that draws noise draws the same for both
         return [t.clone() for t in tensors_of_output(model(*args, **kwargs))]
+
+
+def _of_dense(model: nn.Module, inputs: Any, seed: int) -> list[Tensor]:
+    try:
+        return outputs_of(model, inputs, seed)
+    except SecateurError:
+        raise
+    except Exception as error:  # fake tensors, which the trace runs on, let some types pass
+        raise TraceError(
+            f"the dense {type(model).__name__} does not run on the example inputs: "
+            f"{type(error).__name__}: {error}. Pass inputs of the types that it takes."
+        ) from error
 
 
 def _of_pruned(model: nn.Module, inputs: Any, seed: int) -> list[Tensor]:
