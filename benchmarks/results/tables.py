@@ -7,6 +7,7 @@ from typing import Any
 from benchmarks.results.cell import Cell
 
 CRITERIA = ("random", "l2", "taylor", "bn_scale", "fpgm", "hrank")
+LAYERWISE = ("lasso", "thinet", "discrimination")  # what the next layer needs
 KEEP = (0.5, 0.25)
 SEEDS = (0, 1, 2)
 # One of each family; quick ones first.
@@ -31,9 +32,10 @@ RECOVERIES = (
 
 
 def cnn() -> list[Cell]:
-    """ResNet-20: six criteria, twice and four times fewer MACs, three seeds; then the controls."""
+    """ResNet-20: six criteria, twice and four times fewer MACs, three seeds; then the rest."""
     return [
         *(Cell("resnet20", c, k, s) for s, k, c in product(SEEDS, KEEP, CRITERIA)),
+        *(Cell("resnet20", c, k) for k, c in product(KEEP, LAYERWISE)),
         *(Cell("resnet20", "l2", k, fresh=True) for k in KEEP),
         Cell("resnet20", "random", 1.0),
     ]
@@ -65,6 +67,7 @@ def recoveries() -> list[Cell]:
             for c, k, r in product(("random", "taylor"), KEEP, RECOVERIES)
             if r not in ((), ("least-squares", "bn"))
         ),
+        *(Cell("resnet20", "discrimination", 0.5, recovery=r) for r in (("bn",), ("fine-tune",))),
     ]
 
 

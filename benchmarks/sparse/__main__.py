@@ -23,7 +23,7 @@ def main() -> None:
     """Run what is missing, write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sparse", description=__doc__)
     parser.add_argument("--only", action="append", metavar="METHOD")
-    parser.add_argument("--kind", choices=("weights", "channels", "collapse"))
+    parser.add_argument("--kind", choices=("weights", "compression", "channels", "collapse"))
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--redo", action="store_true")
     parser.add_argument("--page", action="store_true")

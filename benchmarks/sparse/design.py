@@ -10,7 +10,7 @@ from typing import Any
 from secateur.methods import registry
 
 DENSE = "dense"
-EPOCHS = {"lenet300": 6, "resnet8": 4}
+EPOCHS = {"lenet300": 6, "resnet8": 4, "lenet5": 4}
 LOOKS = 20  # steps between two looks, for methods that take `every`
 TWO = (0.9, 0.98)
 CURVE = (0.8, 0.9, 0.95, 0.98, 0.99)
@@ -19,6 +19,7 @@ REPRESENTATIVE = (
     "random", "initial_magnitude", "snip", "grasp", "synflow", "force", "dual_ticket", "set",
     "rigl", "granet", "gradual_magnitude", "movement", "pdp",
 )  # fmt: skip
+COMPRESSION = (12, 50, 310)  # times fewer weights
 # Controls: the masks of a method with their places shuffled, under new weights, from half the data.
 CONTROLS = ("shuffled", "reinitialised", "half")
 CONTROLLED = ("snip", "synflow")
@@ -45,6 +46,8 @@ CHANNELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "factorized_filters": (HALF, QUARTER),
     "taylor_fo": (HALF, QUARTER),
     "hesso": (HALF, QUARTER),
+    "sheared_llama": (HALF, QUARTER),
+    "loraprune": (HALF, QUARTER),
     "early_bird": (HALF, QUARTER),
     "morphnet": ({"amount": 0.1}, {"amount": 0.2}),  # of the weights; the dear channels go first
     "ssl": (HALF, QUARTER),
@@ -65,7 +68,7 @@ class Cell:
     """One run.
 
     Attributes:
-        kind: "weights", "channels" or "collapse".
+        kind: "weights", "compression", "channels" or "collapse".
         network: Of the zoo, trained from random weights.
         method: As registered, or "dense".
         setting: "90.0%", "2x", "own", ...
@@ -130,6 +133,13 @@ def wanted() -> list[Cell]:
         for network in ("lenet300", "vgg_bn")
         for name in registry.names("before")
         if registry.find(name).gate is None and name != "dual_ticket"
+    ]
+    found.append(Cell("compression", "lenet5", DENSE, "own"))
+    found += [
+        Cell("compression", network, name, f"{k}x", options={**_options(name), "amount": 1 - 1 / k})
+        for network in ("lenet5", "lenet300")
+        for k in COMPRESSION
+        for name in ("gradual_magnitude", "autoprune")
     ]
     for seed in SEEDS:
         for name in CONTROLLED:

@@ -73,8 +73,8 @@ def gate(
     found = registry.find(method, **options)
     if not isinstance(found.gate, RunTime):
         raise ConfigError(
-            f"method {found.name or 'given'} does not act at run time: sec.gate takes "
-            f"{', '.join(registry.names('runtime'))}"
+            f"method {found.name or 'given'} does not act at run time: it is for "
+            f"{registry.belongs(found)}; sec.gate takes {', '.join(registry.names('runtime'))}"
         )
     made = model if inplace else copy.deepcopy(model)
     with ExitStack() as stack:  # a method that fails half-way leaves nothing behind

@@ -6,7 +6,7 @@ import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -33,8 +33,11 @@ from secateur.plan.depth import depth_plan, enough
 from secateur.plan.plan import Plan
 from secateur.plan.replan import replan, shrink
 from secateur.plan.select import plan as make_plan
+from secateur.plan.timing import kept_to
 from secateur.plan.verify import Verification
 from secateur.recovery import Recovery
+from secateur.recovery.nested import changed, in_turn
+from secateur.recovery.registry import step as healing_step
 from secateur.report import Metric
 from secateur.result import Result, Seen, make_record, weights_of
 from secateur.settled import DEPTH, depth_settings, known_kinds, removing, settled
@@ -138,9 +141,11 @@ def prune(
             'through several; use schedule="one-shot"'
         )
     healers = [_shown(healer, progress) for healer in _healers(recovery)]
-    scored = chosen.granularity in DEPTH or bool(criteria.find(how["criterion"]).needs)
+    several = len(targets) > 1 or len(healers) > 1
+    by = criteria.find(how["criterion"])
+    scored = chosen.granularity in DEPTH or bool(by.needs) or by.level == "model"
     _check_data(data, passes=len(targets) * (len(healers) + scored))
-    with generators_kept(data or ()):
+    with generators_kept(() if data is None else data):
         common = {"data": data, "seed": seed, **how}
         if chosen.granularity in DEPTH:
             plan = _shallower(model, example_inputs, chosen, targets, said, data, seed)
@@ -176,7 +181,13 @@ def prune(
                     pruned=_score(evaluate, made) if healers else None,
                     pruned_weights=weights_of(made, like=seen.dense_weights),
                 )
-            healing = [healer.heal(made, plan, data, model) for healer in healers]
+            with healing_step(number, len(targets)):
+                healing = [
+                    in_turn(healer, f"{number}-{k}" if several else "").heal(
+                        made, plan, data, model
+                    )
+                    for k, healer in enumerate(healers)
+                ]
             seen = replace(seen, healed=_score(evaluate, made))
             entry = {"step": number, **target, "removed": plan.removed, "score": seen.healed}
             history.append({**entry, "recovery": healing, "proof": proof and proof.to_dict()})
@@ -185,8 +196,8 @@ def prune(
             proof = _proven(plan, model, plan.apply(model))
         cost = _measured(made, example_inputs, model, measure)
     note = carry(made, plan)
-    if note is not None:
-        plan = replace(plan, notes=(*plan.notes, note))
+    notes = (note, kept_to(keep or {}, cost))
+    plan = replace(plan, notes=(*plan.notes, *filter(None, notes)))
     if healers:
         seen = replace(seen, healed_weights=weights_of(made, like=seen.dense_weights))
     asked: dict[str, Any] = {"method": _named(method), "recovery": _named(recovery)}
@@ -307,18 +318,15 @@ def _healers(recovery: Any) -> list[Recovery]:
 
 def _shown(healer: Any, progress: bool) -> Any:
     """The recovery without its progress bar, if none are wanted."""
-    if progress or not is_dataclass(healer) or isinstance(healer, type):
+    if progress:
         return healer
-    changes = {
-        f.name: False if f.name == "progress" else _shown(getattr(healer, f.name), progress)
-        for f in fields(healer)
-        if f.name == "progress" or isinstance(getattr(healer, f.name), Recovery)
-    }
-    return replace(healer, **changes)
+    return changed(healer, lambda entry, value: False if entry.name == "progress" else value)
 
 
 def _check_data(data: Iterable[Any] | None, passes: int) -> None:
     """Refuse an empty loader, and one that can be read only once where that is not enough."""
+    if isinstance(data, torch.Tensor):
+        raise DataError("data is one tensor: give batches, as a DataLoader or [(inputs, targets)]")
     if data is None or not isinstance(data, Iterable):
         return  # whoever needs data says so
     if isinstance(data, Iterator):

@@ -15,7 +15,6 @@ from torch import nn
 from secateur import report
 from secateur.environment import environment
 from secateur.errors import MissingExtraError
-from secateur.files import write_text, write_together
 from secateur.graph import Graph
 from secateur.measure import Measurement
 from secateur.measure.calling import describe
@@ -23,6 +22,7 @@ from secateur.plan.plan import Plan
 from secateur.plan.store import save
 from secateur.plan.verify import Verification
 from secateur.report import Histogram, Layer, Locked, Metric, Proof, Record, State, Step, Weights
+from secateur.report.html import render
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,8 @@ class Result:
         """Write everything into one folder, from which ``sec.load`` brings the model back.
 
         The folder holds ``plan.json``, ``model.safetensors``, ``README.md`` (a model card),
-        ``metrics.json`` (the record) and, where jinja2 is installed, ``report.html``.
+        ``metrics.json`` (the record) and, where jinja2 is installed, ``report.html``: all of them,
+        or none if anything fails.
 
         Raises:
             StoreError: A file of somebody else is in the way, or a file cannot be written.
@@ -80,19 +81,19 @@ class Result:
             >>> result.save("out")
             PosixPath('out')
         """
-        folder = save(
+        beside = {"metrics.json": _json(self.report.to_dict())}
+        try:
+            beside["report.html"] = render(self.report)
+        except MissingExtraError as error:
+            log.warning("%s", error)
+        return save(
             directory,
             self.model,
             self.plan,
             card=report.card(self.report),
+            beside=beside,
             overwrite=overwrite,
         )
-        write_together(folder, {"metrics.json": write_text(_json(self.report.to_dict()))})
-        try:
-            self.html(folder / "report.html")
-        except MissingExtraError as error:
-            log.warning("%s", error)
-        return folder
 
     def html(self, path: str | Path) -> Path:
         """Write the report as one self-contained page.

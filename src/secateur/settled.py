@@ -38,8 +38,8 @@ def removing(method: Any, amount: float | None = None) -> Method:
     if found.stage not in ("after", "") or found.granularity not in _UNITS:
         after = (n for n in registry.names("after") if registry.find(n).granularity in _UNITS)
         raise ConfigError(
-            f"{where} acts on training or on single weights: it is for sec.attach. Methods that "
-            f"remove units of a trained model: {', '.join(after)}"
+            f"{where} does not remove units of a trained model: it is for "
+            f"{registry.belongs(found)}. Those that do: {', '.join(after)}"
         )
     return found
 

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
+from secateur.engine.batches import finite
 from secateur.engine.checkpoint import digest
 from secateur.engine.finished import Row, Solution
 from secateur.engine.layerwise import Job, solve_blocks, whole_or_not_at_all
@@ -178,10 +179,12 @@ def sparsify(
             every layer sees the pruned inputs and aims at what it gave on the dense ones.
         true_sequential: Gather statistics anew after each group of layers with the same input.
         checkpoint: Folder for finished blocks: a run that was killed goes on there.
-        spill: Folder for activations that do not fit into memory.
+        spill: Folder for activations that do not fit into memory, and for the temporary file of
+            ``inplace``.
         inplace: Change ``model`` itself. Should anything fail on the way, its weights are put
-            back, for which they are copied; with ``checkpoint`` they are not, the finished blocks
-            stay pruned, and the same call on the model loaded anew goes on after them.
+            back, for which they are kept in a temporary file; with ``checkpoint`` they are not, the
+            finished blocks stay pruned, and the same call on the model loaded anew goes on after
+            them.
         progress: Show a bar on standard error.
         **options: Of the method.
 
@@ -225,12 +228,12 @@ def sparsify(
             "data": digest(tensors_of(samples)),
             "weights": digest(dict(made.named_parameters())) if checkpoint is not None else "",
         }
-    with whole_or_not_at_all(made, checkpoint) if inplace else nullcontext():
+    with whole_or_not_at_all(checkpoint, spill) if inplace else nullcontext() as before:
         solution = solve_blocks(
             made, samples, replace(job, identity={**job.identity, **given}), propagate=propagate,
-            checkpoint=checkpoint, spill=spill, progress=progress,
+            checkpoint=checkpoint, spill=spill, before=before, progress=progress,
         )  # fmt: skip
-    return Sparsified(made, MaskSet(solution.keep), report_of(chosen, solution, made, began))
+    return Sparsified(made, solution.masks, report_of(chosen, solution, made, began))
 
 
 def job_of(
@@ -322,7 +325,7 @@ def left_alone_by(model: nn.Module, ignore: Iterable[str]) -> Callable[[str], bo
 def _require_finite(model: nn.Module) -> None:
     """Refuse weights that no score can order."""
     for name, p in model.named_parameters():
-        if p.device.type != "meta" and p.is_floating_point() and not bool(p.isfinite().all()):
+        if p.device.type != "meta" and not finite(p):
             raise DataError(
                 f"{name} holds NaN or infinite weights, which no method can rank: load the model "
                 "again, or look at how it was trained or converted"

@@ -23,7 +23,7 @@ from secateur.engine.parallel import agreed, place
 from secateur.engine.sequential import Propagate
 from secateur.engine.shards import INDEX, Shards, copy_files, join, open_shards, read_metadata
 from secateur.engine.streamed import Streamed
-from secateur.errors import StoreError
+from secateur.errors import ConfigError, StoreError
 from secateur.files import replacing
 from secateur.integrations import pretrained
 from secateur.measure.calling import evaluating
@@ -125,6 +125,11 @@ def sparsify_folder(
         amounts=amounts, ignore=ignore, propagate=propagate, true_sequential=true_sequential,
         **options,
     )  # fmt: skip
+    if "gradients" in job.solver.needs:
+        raise ConfigError(
+            f"method {chosen.name} needs gradients of the loss, for which the whole model must be "
+            "in memory: load it and call sparsify, or choose a method that looks at inputs"
+        )
     samples = list(calibration(model, data)) if job.solver.data or data is not None else []
     given = {
         "data": digest(tensors_of(samples)),

@@ -66,6 +66,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "dense targets": ("llama", "reconstruct", {"amount": 0.5, "propagate": "both"}),
     "experts that one process never sees": ("mixtral", "wanda", {"amount": 0.5}),
+    "gradients": ("llama", "woodfisher", {"amount": 0.5}),
     "no data": ("llama", "magnitude", {"amount": 0.5}),
 }  # fmt: skip
 

@@ -1,6 +1,7 @@
 """``sec.prune`` does what its parts do by hand, and leaves the caller's model alone."""
 
 import copy
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -302,6 +303,40 @@ def test_a_saved_result_comes_back_bit_by_bit(
     assert "Digits" in (folder / "report.html").read_text()
     result.save(folder)  # once more over itself
     assert {p.name for p in folder.iterdir()} == names
+
+
+@pytest.mark.parametrize("score", [float("inf"), float("-inf"), float("nan")])
+def test_a_score_that_is_not_finite_is_null_in_json_and_said_in_words(
+    net: nn.Module, inputs: Tensor, tmp_path: Any, score: float
+) -> None:
+    perplexity = sec.report.Metric("perplexity", percent=False, higher_is_better=False)
+    dense = iter([7.5, score])
+    result = sec.prune(
+        net, inputs, amount=0.4, evaluate=lambda _: next(dense), metric=perplexity, **QUIET
+    )
+    folder = result.save(tmp_path / "out")
+    stored = json.loads((folder / "metrics.json").read_text())
+    assert (stored["before"]["accuracy"], stored["after"]["accuracy"]) == (7.5, None)
+    assert sec.report.read(folder / "metrics.json") == result.report
+    said = f"The perplexity of the pruned model is {score}, which is no finite number."
+    assert said in sec.report.verdict(result.report).warnings
+    for text in (str(result), *((folder / n).read_text() for n in ("README.md", "report.html"))):
+        assert f"perplexity {score} (pruned)" in text
+    assert [entry["score"] for entry in result.history] == [pytest.approx(score, nan_ok=True)]
+
+
+def test_a_folder_is_written_as_a_whole_or_not_at_all(
+    net: nn.Module, inputs: Tensor, tmp_path: Any
+) -> None:
+    result = sec.prune(net, inputs, amount=0.4, **QUIET)
+    with pytest.raises(TypeError):  # JSON has no sets
+        result.described(settings={"tags": {1, 2}}).save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "metrics.json").write_text("my own")
+    with pytest.raises(sec.errors.StoreError, match=r"metrics.json was not written by"):
+        result.save(tmp_path / "mine")
+    assert [p.read_text() for p in (tmp_path / "mine").iterdir()] == ["my own"]
 
 
 def test_a_result_says_what_it_is(net: nn.Module, inputs: Tensor, accuracy: Any) -> None:

@@ -297,8 +297,12 @@ def test_a_model_is_pruned_in_place_whole_or_not_at_all(tmp_path: Path) -> None:
         sec.sparsify(model, failing_at(1), data=batches(), inplace=True, progress=False)
     for name, p in before.named_parameters():
         assert torch.equal(p, model.get_parameter(name))
-    result = sec.sparsify(model, "wanda", amount=0.5, data=batches(), inplace=True, progress=False)
+    result = sec.sparsify(
+        model, "wanda", amount=0.5, data=batches(), inplace=True, progress=False,
+        spill=tmp_path / "spill",
+    )  # fmt: skip
     assert result.model is model and result.report.sparsity == 0.5
+    assert not [*(tmp_path / "spill").iterdir()]
     with pytest.raises(DataError) as caught:
         sec.sparsify(
             llama(), failing_at(1), data=batches(), inplace=True, progress=False,

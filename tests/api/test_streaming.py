@@ -262,6 +262,13 @@ def test_bad_input_is_named_and_the_source_untouched(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_method_that_needs_the_whole_model_is_refused(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "dense")
+    with pytest.raises(ConfigError, match="woodfisher needs gradients"):
+        sec.sparsify_folder(tmp_path / "dense", tmp_path / "out", "woodfisher", data=DATA)
+    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
+
+
 def test_a_disk_that_fills_up_is_named_and_the_run_goes_on_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

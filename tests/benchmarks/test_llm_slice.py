@@ -51,7 +51,7 @@ def test_their_walk_with_wandas_statistics_gives_our_masks(
 
 
 def made(method: str, wiki: float, **more: Any) -> dict[str, Any]:
-    numbers = {"wiki": wiki, "web": 50.0, "choices": 0.5, "seconds": 100.0, "peak_mb": 200}
+    numbers = {"wiki": wiki, "web": 50.0, "choices": 0.5, "seconds": 100.0, "memory_mb": 200}
     return {"method": method, "target": "50%", **numbers, **more}
 
 
@@ -63,7 +63,7 @@ def test_the_page_says_what_the_cells_hold(tmp_path: Path, monkeypatch: pytest.M
         made("default", 99.0),
         made("default", 48.0, text=[{"prompt": "a", "dense": "b | c", "pruned": "d"}]),
         made("sparsegpt", 40.0, arguments={"scope": "fisher"}),
-        made("sparsegpt", 61.0, by="authors", agreement=0.995, seconds=50.0, peak_mb=400),
+        made("sparsegpt", 61.0, by="authors", agreement=0.995, seconds=50.0, memory_mb=400),
     ):
         if row["method"] == "dense":
             row["records"] = {"wiki": _record()}

@@ -152,6 +152,18 @@ def test_a_loss_and_a_metric_of_ones_own_are_used(secateur, net, tmp_path):
     assert {c.name for c in record.sensitivity} == {"0", "2"}
 
 
+def test_a_run_whose_score_is_infinite_is_finished_and_says_so(secateur, net, tmp_path):
+    net.write_text(net.read_text() + "\ndef unbounded(model):\n    return float('inf')\n")
+    more = ["--evaluate", f"{net}:unbounded", "--sensitivity", "0.5", "--json"]
+    ran = secateur(*options(net, tmp_path / "out", "--amount", "0.5", *more))
+    assert ran.code == 0, ran.err
+    assert ran.json["report"]["after"]["accuracy"] is None
+    record = read(tmp_path / "out" / "metrics.json")
+    assert (record.after.not_finite, record.sensitivity) == ("inf", ())
+    assert "sensitivity was not measured: evaluate gave inf" in record.notes[-1]
+    assert not (tmp_path / "out" / "unfinished").exists()
+
+
 def test_a_folder_of_somebody_else_is_refused_before_anything_is_done(secateur, net, tmp_path):
     out = tmp_path / "thesis"
     out.mkdir()
@@ -306,7 +318,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(secateur, ne
     killed = subprocess.run(command, env={**os.environ, "KILL_AT": "200"}, capture_output=True)
     assert killed.returncode == -9
     found = sorted(str(p.relative_to(out / "unfinished")) for p in out.rglob("*.safetensors"))
-    assert found == [f"0-fine-tune/{k}/recovery.safetensors" for k in (1, 2)]
+    assert found == [f"0-fine-tune/{k}-0/recovery.safetensors" for k in (1, 2)]
     refused = secateur(*given, "--out", out)
     assert refused.code == 1
     assert "--resume" in refused.err
@@ -352,3 +364,29 @@ def test_an_interrupted_run_says_how_to_go_on(secateur, net, tmp_path):
     assert ran.code == 130
     assert f"`secateur prune --resume --out {tmp_path / 'out'}` goes on" in ran.err
     assert secateur("prune", "--resume", "--out", tmp_path / "out").code == 0
+
+
+@pytest.mark.parametrize("how", ["--dry-run", "--print-config"])
+@pytest.mark.parametrize(
+    ("recovery", "words"),
+    [
+        ("[bn, {finetune: {steps: 2}}]", "did you mean 'fine-tune'"),
+        ("{fine-tune: {leraning_rate: 0.1}}", "leraning_rate"),
+        ("{fine-tune: {steps: two}}", "steps should be a whole number"),
+    ],
+)
+def test_a_misspelt_recovery_is_refused_before_the_run(
+    secateur, net, tmp_path, how, recovery, words
+):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"amount: 0.5\nrecovery: {recovery}\n")
+    ran = secateur("prune", net, "--config", path, how)
+    assert ran.code == 1
+    assert words in ran.err
+
+
+def test_what_is_missing_is_asked_for_in_the_words_of_flags(secateur, net):
+    ran = secateur("prune", net)
+    assert ran.code == 1 and "--amount 0.5" in ran.err and "--keep macs=0.5" in ran.err
+    ran = secateur("prune", net, "--amount", "0.5", "--weights", "missing.safetensors")
+    assert ran.code == 1 and "missing.safetensors: there is no such file" in ran.err

@@ -131,6 +131,8 @@ def test_sensitivity_masks_what_it_says(secateur, net):
     wrong = secateur("sensitivity", net, "--data", net, "--amounts", "half")
     assert wrong.code == 1
     assert "fractions" in wrong.err
+    wrong = secateur("sensitivity", "zoo:none", "--amounts", "50")  # before any model is looked for
+    assert "--amounts 50: write fractions between 0 and 1" in wrong.err
 
 
 def test_sensitivity_of_the_metric_is_that_of_masking_by_hand(secateur, tmp_path):

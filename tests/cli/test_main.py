@@ -50,6 +50,10 @@ def test_the_program_and_the_module_run():
     [
         ([], "COMMAND"),
         (["prun"], "did you mean prune"),
+        (
+            ["methods", "nope"],
+            "did you mean scope? known: method, criterion",
+        ),
         (["prune", "zoo:resnet8", "--criteron", "l2"], "did you mean --criterion"),
         (["prune", "zoo:resnet8", "--steps", "two"], "invalid int value"),
         (["prune", "zoo:resnet8", "--resume", "--restart"], "not allowed with"),

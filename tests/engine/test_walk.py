@@ -7,8 +7,9 @@ import torch
 from networks_tiny import IDS, NETWORKS, llama
 from torch import Tensor, nn
 
+from secateur.engine.blocks import find_blocks
 from secateur.engine.gather import Gathered
-from secateur.engine.sequential import token_masks, walk
+from secateur.engine.sequential import Outputs, token_masks, walk
 from secateur.errors import DataError
 from secateur.measure.calling import unfused
 
@@ -130,3 +131,42 @@ def test_activations_that_are_not_finite_are_named() -> None:
     with pytest.raises(DataError, match=r"layers\.0\.self_attn\.o_proj"):
         for step in walk(model, [{"input_ids": IDS}]):
             step.gather()
+
+
+class Headed(nn.Module):
+    """Two blocks, and a head that keeps what it gave and may ask for a value."""
+
+    def __init__(self, asks: bool) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(2)))
+        self.head, self.asks, self.seen, self.last = nn.Linear(4, 9), asks, [], None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.head(self.blocks(x))
+        if self.asks:
+            self.seen.append(float(self.last.detach().sum()))
+        return self.last
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_what_comes_behind_the_blocks_is_pretended_unless_values_decide(asks: bool) -> None:
+    model, x = Headed(asks), torch.ones(3, 4)
+    found = find_blocks(model, lambda: model(x))
+    assert [block.name for block in found] == ["blocks.0", "blocks.1"]
+    assert (type(model.last) is Tensor) == asks and len(model.seen) == asks
+    torch.testing.assert_close(model(x), model.head(model.blocks(x)))
+
+
+def test_an_output_takes_the_place_of_the_input_of_its_block(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    blocks = (nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(3))
+    model = nn.Sequential(nn.Sequential(*blocks))
+    held, put = [], Outputs.__setitem__
+
+    def counted(self: Outputs, key: tuple[str, int], value: Any) -> None:
+        put(self, key, value)
+        held.append(len(self.values))
+
+    monkeypatch.setattr(Outputs, "__setitem__", counted)
+    for _ in walk(model, [(torch.ones(2, 4),)] * 5):
+        pass
+    assert max(held) == 6  # of five samples

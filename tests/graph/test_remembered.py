@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from secateur.graph import remembered
-from secateur.graph.remembered import Remembered
+from secateur.graph.remembered import Remembered, called
 
 CASES: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "product": lambda x, w: x @ w,
@@ -55,6 +55,69 @@ def test_an_answer_from_memory_is_that_of_the_fake_mode(name: str) -> None:
                 result = CASES[name](x, w)
                 assert facts(result, x, w) == expected
     assert remembered._answers
+
+
+FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[Tensor, Tensor], tuple[Any, ...]]]] = {
+    "linear": (nn.functional.linear, lambda x, w: (x, w.t())),
+    "the input itself": (Tensor.contiguous, lambda x, w: (x,)),
+    "a parameter itself": (Tensor.contiguous, lambda x, w: (nn.Parameter(w),)),
+    "no dropout": (nn.functional.dropout, lambda x, w: (x, 0.5, False)),
+    "view": (Tensor.view, lambda x, w: (x, -1, 2)),
+    "slice": (Tensor.__getitem__, lambda x, w: (x, (..., slice(1, None)))),
+    "index": (Tensor.__getitem__, lambda x, w: (x, 1)),
+    "truth as index": (Tensor.__getitem__, lambda x, w: (x, True)),
+    "pieces": (Tensor.chunk, lambda x, w: (x, 2, 1)),
+    "largest": (torch.max, lambda x, w: (x, 0)),
+    "twice the same": (torch.cat, lambda x, w: ([x, x],)),
+    "attention": (
+        nn.functional.scaled_dot_product_attention,
+        lambda x, w: (x[None, None], x[None, None] + 1, x[None, None] + 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_answered_from_memory_gives_what_calling_it_gives(name: str) -> None:
+    function, arguments = FUNCTIONS[name]
+    remembered._answers.clear()
+    with FakeTensorMode() as mode, torch.no_grad(), Remembered(mode):
+        for _ in range(3):  # first asked, then remembered
+            args = arguments(torch.randn(3, 4), torch.randn(4, 5))
+            given = [a for a in args if isinstance(a, Tensor)]
+            result, expected = called(function, args, {}), function(*args)
+            assert facts(result, *given) == facts(expected, *given)
+            assert [result is a for a in given] == [expected is a for a in given]
+
+
+def test_a_function_is_answered_in_one_step_only_if_all_its_operators_were() -> None:
+    remembered._answers.clear()
+    with FakeTensorMode() as mode, torch.no_grad(), Remembered(mode) as memory:
+        counted: list[Any] = []
+        memory._again = lambda *a: counted.append(a) or Remembered._again(memory, *a)  # type: ignore
+        for _ in range(2):
+            counted.clear()
+            called(nn.functional.linear, (torch.randn(3, 4), torch.randn(5, 4)), {})
+        assert len(counted) == 1
+        x = torch.zeros(3)
+        for _ in range(2):  # what changes its input is never skipped
+            version = x._version
+            assert called(Tensor.add_, (x, 1), {}) is x and x._version > version
+        with torch.enable_grad():
+            w = torch.randn(5, 4, requires_grad=True)
+            assert called(nn.functional.linear, (torch.randn(3, 4), w), {}).requires_grad
+
+
+def test_a_function_of_somebody_else_is_always_called() -> None:
+    seen: list[Tensor] = []
+
+    def function(x: Tensor) -> Tensor:
+        seen.append(x)
+        return x * 2
+
+    with FakeTensorMode() as mode, torch.no_grad(), Remembered(mode):
+        for _ in range(2):
+            called(function, (torch.randn(3),), {})
+    assert len(seen) == 2
 
 
 def test_every_answer_is_a_new_tensor() -> None:

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 import secateur as sec
 from secateur.criteria.synflow import synflow
-from secateur.errors import ConfigError, DataError
+from secateur.errors import DataError
 
 X = [torch.randn(4, 6)]
 
@@ -117,5 +117,12 @@ def test_mistakes_are_named() -> None:
     nn.init.zeros_(zero[0].weight)
     with pytest.raises(DataError, match="all zero"):
         scored(zero, X)
-    with pytest.raises(ConfigError, match=r"sec\.attach"):
-        sec.plan(sec.trace(mlp(6, 5, 3), X[0]), amount=0.5, criterion="synflow", data=X)
+
+
+def test_its_scores_choose_units_too() -> None:
+    model = mlp(6, 5, 3)
+    scores = scored(model, X)
+    plan = sec.plan(sec.trace(model, X[0]), amount=0.4, criterion="synflow", data=X)
+    first, second = (scores[n] for n in ("0.weight", "2.weight"))
+    order = (first.sum(1) + second.sum(0)).argsort(descending=True)
+    assert plan.keep["0"].nonzero().flatten().tolist() == sorted(order[:3].tolist())

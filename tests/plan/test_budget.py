@@ -1,5 +1,7 @@
 """Costs are closed forms that equal what is counted on the pruned model, and budgets are met."""
 
+import random
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,9 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.errors import BudgetError, ConfigError
 from secateur.graph import trace
+from secateur.measure.latency import Speedup
 from secateur.plan import Plan
 from secateur.plan.budget import cost, dense_cost, plan_cost
 from secateur.plan.select import plan
+from secateur.plan.timing import falling, judged
 
 
 class Net(nn.Module):
@@ -155,6 +159,49 @@ def test_latency_of_the_machine(graph):
     big = nn.Sequential(nn.Linear(256, 2048), nn.ReLU(), nn.Linear(2048, 256)).eval()
     p = plan(trace(big, torch.randn(32, 256)), keep={"latency": 0.6})
     assert 0 < p.removed["0"] < 2048
+
+
+def test_a_noisy_clock_moves_the_answer_little(graph):
+    """Every reading of the clock is wrong by 15 %, of the dense model and of the pruned one."""
+    dense = count(graph.model, "macs")
+    for seed in range(4):
+        draw = random.Random(seed)
+
+        def clock(model, draw=draw):
+            return count(model, "macs") * draw.lognormvariate(0, 0.15)
+
+        p = plan(graph, keep={"latency": 0.5}, latency=clock)
+        assert 0.35 <= count(p.apply(), "macs") / dense <= 0.7
+
+
+def test_far_fewer_macs_than_the_asked_latency_are_said(graph):
+    """A clock that hardly falls: half of the time is not in the products."""
+    dense = count(graph.model, "macs")
+    p = plan(graph, keep={"latency": 0.55}, latency=lambda m: 1 + count(m, "macs") / dense)
+    assert any("of the MACs are left, for latency=0.55" in note for note in p.notes)
+    assert any(note.startswith("latency=0.55 was asked, 0.5") for note in p.notes)
+    p = plan(graph, keep={"latency": 0.55}, latency=lambda m: count(m, "macs"))
+    assert not any("of the MACs are left" in note for note in p.notes)
+
+
+@given(st.lists(st.floats(0.1, 2.0), min_size=1, max_size=7))
+def test_the_falling_curve_is_the_nearest(values):
+    """Against the closed form: the least of the greatest means (Barlow and others)."""
+    n = len(values)
+
+    def mean(a, b):
+        return sum(values[a:b]) / (b - a)
+
+    oracle = [
+        min(max(mean(a, b) for b in range(i + 1, n + 1)) for a in range(i + 1)) for i in range(n)
+    ]
+    assert falling(values, [1] * n) == pytest.approx(oracle)
+
+
+def test_a_budget_of_latency_is_judged_by_what_was_measured():
+    assert judged(0.6, Speedup(1.75, 1.7, 1.8), 20).endswith("measured 0.57, met")
+    assert judged(0.6, Speedup(1.25, 1.2, 1.3), 20).endswith("measured 0.80, not met")
+    assert "not conclusive" in judged(0.6, Speedup(1.5, 0.01, 110.0), 20)
 
 
 def test_a_model_without_products_has_no_macs():

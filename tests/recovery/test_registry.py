@@ -66,3 +66,20 @@ def test_a_users_own_recovery_is_found():
         assert recovery("own", twice=True) == Own(True)
     finally:
         del members["own"]
+
+
+def test_bars_of_several_steps_say_which_one(capsys):
+    import torch
+    from torch import nn
+
+    import secateur as sec
+
+    net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    data = [(torch.randn(8, 4), torch.randint(0, 2, (8,)))]
+    how = ("fine-tune", {"steps": 1})
+    options = {"amount": 0.5, "data": data, "recovery": how, "measure": False}
+    sec.prune(net, torch.randn(2, 4), **options, schedule="linear", steps=2)
+    said = capsys.readouterr().err
+    assert "healing, step 1 of 2" in said and "healing, step 2 of 2" in said
+    sec.prune(net, torch.randn(2, 4), **options)
+    assert "step" not in capsys.readouterr().err

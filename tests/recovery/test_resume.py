@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
 
+import secateur as sec
 from secateur.errors import StoreError
 from secateur.recovery import Distil, FineTune
 
@@ -180,3 +181,30 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     with pytest.raises(StoreError, match="could not be written"):
         FineTune(steps=2, checkpoint=tmp_path / "file", progress=False).heal(model, data=loader())
     assert same(model, build())
+
+
+def test_every_step_of_a_schedule_and_every_recovery_has_a_checkpoint_of_its_own(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4))
+    x, y = torch.randn(16, 6), torch.randint(0, 4, (16,))
+    called = []
+
+    def loss(output, target):
+        called.append(len(output[0]))
+        return nn.functional.cross_entropy(output, target)
+
+    def run(folder):
+        called.clear()
+        settings = {"loss": loss, "lr": 0.1, "checkpoint": folder}
+        healers = [("fine-tune", settings), ("fine-tune", settings | {"epochs": 2})]
+        return sec.prune(net, x, amount=0.5, schedule="linear", steps=3, data=[(x, y)],
+                         recovery=healers, measure=False, progress=False).model  # fmt: skip
+
+    plain, kept = run(None), run(tmp_path)
+    trained = len(called)
+    assert len(list(tmp_path.rglob("recovery.safetensors"))) == 6
+    (tmp_path / "3-1" / "recovery.safetensors").unlink()  # killed just before the last recovery
+    resumed = run(tmp_path)
+    assert 0 < len(called) < trained
+    for other in (kept, resumed):
+        assert all(map(torch.equal, plain.parameters(), other.parameters()))

@@ -3,8 +3,10 @@
 import dataclasses
 
 import pytest
+from rich.console import Console
 
-from secateur.report import Latency, Metric, Proof, Record, Speedup, State, verdict
+from secateur.report import Latency, Metric, Proof, Record, Speedup, State, card, console, verdict
+from secateur.report.html import render
 
 DENSE = State(100_000, 40_000_000, latency=Latency(2.0, 1.9, 2.1, 1, 20), accuracy=0.912)
 SMALL = State(
@@ -33,12 +35,12 @@ def test_a_gain_is_said_in_one_line():
     [
         (after(speedup=Speedup(0.5, 0.45, 0.55)), "bad", "2.0× slower measured"),
         (after(speedup=Speedup(1.01, 1.0, 1.02)), "mixed", "no faster measured"),
-        (after(speedup=Speedup(1.2, 0.2, 3.0)), "mixed", "1.2× faster measured (within the noise)"),
+        (after(speedup=Speedup(1.2, 0.2, 3.0)), "mixed", "MACs, speed not conclusive"),
         (after(speedup=None), "good", "1.6× faster measured"),
         (
             after(speedup=None, latency=Latency(1.8, 0.9, 3.1, 1, 4)),
             "mixed",
-            "1.1× faster measured (within the noise)",
+            "MACs, speed not conclusive",
         ),
         (after(speedup=None, latency=None), "mixed", "latency not measured"),
         (after(accuracy=0.89), "mixed", "91.2 % → 89.0 %"),
@@ -72,6 +74,28 @@ def test_what_is_not_proven_is_not_called_proven(proof, tone, text):
     said = verdict(dataclasses.replace(GOOD, proof=proof))
     assert said.tone == tone and text in said.proof
     assert said.proof.startswith("Proven") == (tone == "good")
+
+
+def test_a_ratio_that_is_all_noise_is_nowhere_said():
+    wild = after(speedup=Speedup(1 / 13, 0.01, 110.0), accuracy=0.912)
+    said = verdict(wild)
+    assert said.tone == "mixed" and "slower" not in said.headline
+    assert "more repeats" in said.warnings[0] and "0.01× to 110.00×" in said.warnings[0]
+    terminal = Console(width=120)
+    with terminal.capture() as shown:
+        terminal.print(console(wild))
+    for text in (card(wild), render(wild), shown.get()):
+        assert "speed not conclusive" in text and "× slower" not in text
+
+
+def test_a_dry_run_misses_nothing():
+    dry = dataclasses.replace(after(speedup=None, latency=None, accuracy=None), dry=True)
+    assert verdict(dry).warnings == () and verdict(dry).tone == "good"
+    dry = dataclasses.replace(dry, seed=0, environment={"torch": "2"})
+    terminal = Console(width=120)
+    with terminal.capture() as shown:
+        terminal.print(console(dry))
+    assert "Run it again" not in shown.get() and "not measured" not in shown.get()
 
 
 def test_zeros_need_no_proof_of_removal():

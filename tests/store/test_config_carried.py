@@ -209,6 +209,6 @@ def test_removed_after_sparse_training_it_carries_its_config_too() -> None:
             for projection in (layer.mlp.gate_proj, layer.mlp.up_proj):
                 projection.weight[40:] = 0
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    handle = sec.attach(model, optimizer, "magnitude", amount=0.0, steps=1)
+    handle = sec.attach(model, optimizer, "initial_magnitude", amount=0.0, steps=1)
     sparse = handle.finish(remove=True, example_inputs=given)
     assert sparse.model.config.intermediate_size == 40

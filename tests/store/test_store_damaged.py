@@ -137,7 +137,7 @@ def _set(*path):
 
 
 HOSTILE = {
-    "a newer version": (_set("version", 2), "upgrade secateur"),
+    "a newer version": (_set("version", 3), "upgrade secateur"),
     "another format": (_set("format", "pickle"), "is not a plan"),
     "version true": (_set("version", True), "version is not a number"),
     "a mask too long": (_set("keep", "up", "0-20"), "is not within its 20 units"),

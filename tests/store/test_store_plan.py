@@ -96,7 +96,7 @@ def test_one_unit_more_changes_one_line_and_the_digest(pruned, tmp_path):
 
 
 def test_an_edit_of_a_function_that_is_none_of_sizes_is_not_written(tmp_path):
-    edit = Edit("", "args/0", 1, 2, "system", 0)
+    edit = Edit("", "args/0", 1, 2, "system", 0, ())
     plan = Plan(keep={}, sizes={}, shapes={}, axes={}, edits=(edit,))
     with pytest.raises(StoreError, match="'system' is not a function whose sizes may change"):
         plan.save(tmp_path / "plan.json")
@@ -227,7 +227,7 @@ def test_attention_is_pruned_twice():
 
 
 def test_what_an_argument_was_is_left_out_where_json_has_no_word_for_it():
-    edit = Edit("", "args/1", 0.5, torch.ones(()), "div", 0)
+    edit = Edit("", "args/1", 0.5, torch.ones(()), "div", 0, ())
     plan = Plan(keep={}, sizes={}, shapes={}, axes={}, edits=(edit,))
     (again,) = decode(encode(plan), "here")[0].edits
     assert (again.value, again.old) == (0.5, None)

@@ -176,7 +176,7 @@ def test_the_folder_says_what_it_is(folder, pruned):
     count = sum(p.numel() for p in small.parameters())
     assert f"became {count:,}" in text and "sec.load" in text
     data = json.loads((path / "plan.json").read_text())
-    assert data["format"] == "secateur-plan" and data["version"] == 1
+    assert data["format"] == "secateur-plan" and data["version"] == 2
     assert data["model"] == "Plain" and data["made_by"] == {"seed": 0}
 
 

@@ -321,7 +321,7 @@ def test_a_stored_plan_may_drop_blocks_only(tmp_path: Any) -> None:
     with pytest.raises(StoreError, match=r"with all its blocks|another architecture"):
         sec.load(llama(2), folder)
     for bad in (
-        {"module": "a b!", "outputs": None},
+        {"module": "a..b", "outputs": None},
         {"module": "x", "outputs": -1},
         {"module": "x"},
     ):

@@ -206,12 +206,12 @@ def test_rows_of_nothing_are_skipped_and_give_the_bias() -> None:
 @pytest.mark.parametrize(
     ("method", "options", "error", "words"),
     [
-        ("flap", {}, ConfigError, "does not act at run time"),
+        ("flap", {}, ConfigError, "does not act at run time: it is for sec.prune"),
         ("tome", {"merged": -1}, ConfigError, "0 or more"),
         ("evit", {"keep": 0.0}, ConfigError, "in \\(0, 1\\]"),
         ("dynatran", {}, ConfigError, "either sparsity"),
         ("dynatran", {"sparsity": 0.5, "data": None}, DataError, "needs data"),
-        ("tome", {"data": None}, DataError, "needs data"),
+        ("tome", {"data": None}, DataError, "Leaving out tokens .*needs data"),
     ],
 )
 def test_what_cannot_be_is_one_clear_error(

@@ -337,3 +337,15 @@ def test_a_criterion_may_compare_with_the_weights_before_training() -> None:
     assert all(torch.equal(t, first[n]) for n, t in again.moment.part("initial").items())
     with pytest.raises(ConfigError, match=r"known to sec\.attach only"):
         collect(net, {"initial"}, batches(1))
+
+
+@pytest.mark.parametrize(
+    ("method", "call"),
+    [("flap", "sec.prune"), ("shortgpt", "sec.prune"), ("wanda", "sec.sparsify"),
+     ("tome", "sec.gate")],
+)  # fmt: skip
+def test_a_method_of_another_stage_says_which_call_it_is_for(method: str, call: str) -> None:
+    net = dense()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(ConfigError, match=f"method '{method}' .* it is for {call}"):
+        sec.attach(net, optimizer, method, steps=10, data=batches(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -38,6 +39,13 @@ def write(answer: Answer, *, as_json: bool, stream: TextIO | None = None) -> Non
 
         Console(file=stream, width=None if stream.isatty() else _WIDTH).print(answer.show)
     stream.flush()
+
+
+def started(work: str, options: argparse.Namespace) -> None:
+    """Say on standard error that long work begins, unless the user wants it quiet."""
+    if not options.quiet:
+        sys.stderr.write(f"{work} ...\n")
+        sys.stderr.flush()
 
 
 def plain(value: Any) -> Any:

@@ -52,7 +52,9 @@ class Config:
     )
     amount: float | None = _key("fraction of the units to remove, in [0, 1)")
     keep: Mapping[str, float] = _key(
-        "budget: params, macs, memory or latency = fraction to keep", {}, metavar="WHAT=FRACTION"
+        "budget: params, macs, memory or latency (measured) = fraction to keep",
+        {},
+        metavar="WHAT=FRACTION",
     )
     method: Named | None = _key(
         "a published one, which settles criterion, scope, recovery where you say nothing",

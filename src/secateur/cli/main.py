@@ -103,10 +103,12 @@ class _Parser(argparse.ArgumentParser):
     """An ArgumentParser that says which option or command may have been meant."""
 
     def error(self, message: str) -> NoReturn:
-        wrong = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        wrong = re.search(
+            r"argument (\S+): invalid choice: '([^']*)' \(choose from (.*)\)", message
+        )
         if wrong:
-            known = re.findall(r"'([^']*)'", wrong[2])
-            message = f"there is no command {wrong[1]!r}{_near(wrong[1], known)}"
+            known = re.findall(r"'([^']*)'", wrong[3])
+            message = f"there is no {wrong[1].lower()} {wrong[2]!r}{_near(wrong[2], known)}"
         super().error(message)
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
@@ -120,7 +122,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _near(name: str, known: Sequence[str]) -> str:
     close = get_close_matches(name, known, n=2, cutoff=0.5)
-    return f": did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(known)}"
+    near = f": did you mean {' or '.join(close)}?" if close else ""
+    return f"{near}{' ' if near else '; '}known: {', '.join(known)}" if len(known) < 20 else near
 
 
 def _parsed(given: Sequence[str]) -> argparse.Namespace:

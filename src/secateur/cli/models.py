@@ -181,6 +181,8 @@ def _read(made: nn.Module, path: Path) -> None:
             f"weights={path}: give {PRETRAINED!r} or a .safetensors file (others can hide code); "
             "safetensors.torch.save_file(model.state_dict(), path) makes one"
         )
+    if not path.is_file():
+        raise StoreError(f"weights={path}: there is no such file")
     try:
         made.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:

@@ -1,45 +1,20 @@
-"""Recoveries that go on after a kill: each time one is used, it has a checkpoint of its own."""
+"""Recoveries that go on after a kill, because each has a folder for its checkpoints."""
 
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from secateur import recovery as recoveries
 from secateur.cli import typed
 from secateur.cli.arguments import pair
 from secateur.errors import ConfigError
 from secateur.recovery import Recovery
+from secateur.recovery.nested import changed
 from secateur.recovery.registry import members
-
-
-class Resumable:
-    """A recovery that writes checkpoints, into another folder every time.
-
-    ``sec.prune`` heals after every step of a schedule; after a kill the same calls come in the same
-    order, so that finished steps are read back and the one that was broken off goes on.
-    """
-
-    def __init__(self, healer: Recovery, folder: Path, **settings: Any) -> None:
-        self.healer, self.folder, self.settings = healer, folder, settings
-        self.times = 0
-
-    def heal(
-        self,
-        model: nn.Module,
-        plan: Any = None,
-        data: Iterable[Any] | None = None,
-        teacher: nn.Module | None = None,
-    ) -> dict[str, Any]:
-        """Heal ``model`` in place, or take what was healed before the kill."""
-        self.times += 1
-        healer = _with(self.healer, checkpoint=self.folder / str(self.times), **self.settings)
-        return healer.heal(model, plan, data, teacher)
 
 
 def healers(
@@ -70,9 +45,19 @@ def healers(
             continue
         healer = recoveries.recovery(name, **_seeded(name, options, seed))
         _check(healer, f"recovery {name}")
-        settings = {"progress": progress} | ({"loss": loss} if loss else {})
-        result.append(Resumable(healer, folder / f"{number}-{name}", **settings))
+        settings: dict[str, Any] = {"progress": progress, "checkpoint": folder / f"{number}-{name}"}
+        result.append(changed(healer, _filling(settings | ({"loss": loss} if loss else {}))))
     return result
+
+
+def _filling(settings: Mapping[str, Any]) -> Callable[[Field[Any], Any], Any]:
+    """Settings where none were given, except that the run's own checkpoints win."""
+
+    def change(entry: Field[Any], value: Any) -> Any:
+        free = entry.name == "checkpoint" or value == entry.default
+        return settings[entry.name] if entry.name in settings and free else value
+
+    return change
 
 
 def _seeded(name: str, options: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -100,17 +85,3 @@ def _check(healer: Any, where: str) -> None:
             raise ConfigError(
                 f"{where}: {entry.name} should be {typed.words(hints[entry.name])}, not {value!r}"
             )
-
-
-def _with(healer: Any, **settings: Any) -> Any:
-    """The recovery, and those inside it, with settings that they were not given."""
-    if not is_dataclass(healer) or isinstance(healer, type):
-        return healer
-    changes = {}
-    for entry in fields(healer):
-        value = getattr(healer, entry.name)
-        if isinstance(value, Recovery):
-            changes[entry.name] = _with(value, **settings)
-        elif entry.name in settings and (entry.name == "checkpoint" or value == entry.default):
-            changes[entry.name] = settings[entry.name]
-    return replace(healer, **changes)

@@ -1,5 +1,6 @@
 """What a batch is, ``(inputs..., target)`` or a dict of keywords, and the loss that follows."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -41,11 +42,23 @@ def take(data: Iterable[Any], count: int | None = None) -> Iterator[Any]:
 def require_finite(model: nn.Module) -> None:
     """Refuse a model whose weights are not finite, with the name of the first."""
     for name, tensor in model.named_parameters():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if not finite(tensor):
             raise DataError(
                 f"{name} of {type(model).__name__} holds NaN or Inf: no recovery can mend that; "
                 "load the weights again and prune from finite ones."
             )
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether all elements are, found without a second tensor of their size.
+
+    Example:
+        >>> finite(torch.tensor([1.0, torch.nan]))
+        False
+    """
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return bool(torch.stack(tensor.detach().aminmax()).isfinite().all())
 
 
 def require_teacher(teacher: nn.Module | None, model: nn.Module, recovery: str) -> nn.Module:
@@ -105,6 +118,18 @@ def logits_of(output: Any) -> Tensor:
         f"the model's output {describe(output)} has no logits that could be found: give "
         "loss=lambda output, target: ... (and forward= to pick a tensor)."
     )
+
+
+def labelled(model: nn.Module, batch: Any) -> Any:
+    """A text is its own target, padding apart, for a model that takes labels."""
+    if not isinstance(batch, Mapping) or "labels" in batch or "input_ids" not in batch:
+        return batch
+    if "labels" not in inspect.signature(model.forward).parameters:
+        return batch
+    labels = batch["input_ids"]
+    if "attention_mask" in batch:
+        labels = labels.masked_fill(batch["attention_mask"] == 0, -100)
+    return {**batch, "labels": labels}
 
 
 def task_loss(output: Any, batch: Any, loss: Loss | None = None) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.engine.inputs import first_tensor
+from secateur.engine.pretend import pretending
 
 
 @dataclass(frozen=True)
@@ -49,22 +50,39 @@ def find_blocks(model: nn.Module, run: Callable[[], Any] | None = None) -> tuple
         >>> [block.name for block in find_blocks(net)]
         ['1.0', '1.1', '1.2']
     """
-    calls = _Calls(model)
-    if run is None:
-        calls.order = [name for name, _ in model.named_modules()]
-        calls.count = Counter(calls.order)
-    else:
-        with calls, torch.no_grad():  # a graph for gradients would hold every output
-            run()
     modules = dict(model.named_modules())
     names = list(_outermost(model, "", _repeated(model)))
     if not names:
         names = [n for n, m in modules.items() if _matrices(m) and not [*m.children()]]
+    calls = _Calls(model)
+    if run is None:
+        calls.order = [*modules]
+        calls.count = Counter(calls.order)
+    else:
+        calls = _seen(model, run, names)
     called = [name for name in calls.order if name in set(names)]
     if not called or any(calls.count[name] > 1 for name in called):
         return (Block(""),)
     outlived = calls.outlived(called)
     return tuple(Block(n, n.rpartition(".")[0], n in outlived) for n in called)
+
+
+def _seen(model: nn.Module, run: Callable[[], Any], blocks: Collection[str]) -> _Calls:
+    """The calls of a forward; what comes when every block has been called is pretended.
+
+    Should it refuse, which it does where values decide, all of it is run.
+    """
+    with torch.no_grad(), pretending(model) as pretend:  # a graph would hold every output
+        try:
+            with _Calls(model, blocks, pretend.begin) as calls:
+                run()
+            return calls
+        except Exception:
+            if not pretend.begun:
+                raise
+    with torch.no_grad(), _Calls(model) as calls:
+        run()
+    return calls
 
 
 def _repeated(model: nn.Module) -> set[Any]:
@@ -110,8 +128,14 @@ def _matrices(module: nn.Module) -> dict[str, tuple[int, ...]]:
 class _Calls:
     """Which modules are called, how often, in which order, and which outputs live on."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        awaited: Collection[str] = (),
+        complete: Callable[[], None] | None = None,
+    ) -> None:
         self.model = model
+        self.awaited, self.complete = set(awaited), complete
         self.order: list[str] = []
         self.count: Counter[str] = Counter()
         self.outputs: dict[str, Any] = {}
@@ -142,6 +166,10 @@ class _Calls:
             tensor = first_tensor((output,), {})
             if isinstance(tensor, Tensor):
                 self.outputs[name] = weakref.ref(tensor)
+            if self.complete is not None and name in self.awaited:
+                self.awaited.remove(name)
+                if not self.awaited:
+                    self.complete()
 
         return hook
 

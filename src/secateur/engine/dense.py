@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateur.engine.batches import run, task_loss
+from secateur.engine.batches import labelled, run, task_loss
 from secateur.engine.blocks import find_blocks
 from secateur.engine.gather import Gathered
+from secateur.engine.gradients import frozen
 from secateur.engine.products import Layer
 from secateur.engine.sequential import block_weights, token_masks
 from secateur.errors import DataError
@@ -102,7 +102,7 @@ def dense_energies(
         (tensor([1., 1.]), tensor([4.]))
     """
     device = device_of(model)
-    batches = [_labelled(model, to_device(batch, device)) for batch in samples]
+    batches = [labelled(model, to_device(batch, device)) for batch in samples]
     sums: dict[str, list[Any]] = {}
 
     def watch(name: str) -> Callable[..., Tensor | None]:
@@ -124,7 +124,7 @@ def dense_energies(
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         stack.enter_context(unfused())
-        stack.enter_context(_frozen(model))
+        stack.enter_context(frozen(model.parameters()))
         gathered, owner = _watched(model, batches[0], ignored)
         for name in owner:
             module = model.get_submodule(name.rpartition(".")[0])
@@ -147,30 +147,6 @@ def dense_energies(
         for n, g in [sums.get(layer.name, (0, None))]
         if g is not None and g.shape == (layer.shape[0],)
     ]
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    before = [(p, p.requires_grad) for p in model.parameters()]
-    for p, _ in before:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p, flag in before:
-            p.requires_grad_(flag)
-
-
-def _labelled(model: nn.Module, batch: Any) -> Any:
-    """A text is its own target, padding apart, for a model that takes labels."""
-    if not isinstance(batch, Mapping) or "labels" in batch or "input_ids" not in batch:
-        return batch
-    if "labels" not in inspect.signature(model.forward).parameters:
-        return batch
-    labels = batch["input_ids"]
-    if "attention_mask" in batch:
-        labels = labels.masked_fill(batch["attention_mask"] == 0, -100)
-    return {**batch, "labels": labels}
 
 
 def matrices(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.engine.checkpoint import load_state, save_state
 from secateur.engine.masks import MaskSet
@@ -43,12 +43,12 @@ class Row:
 class Solution:
     """Masks (True = stays) by parameter, and one row a layer."""
 
-    keep: dict[str, Tensor] = field(default_factory=dict)
+    masks: MaskSet = field(default_factory=lambda: MaskSet({}))
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def add(self, other: Solution) -> None:
-        self.keep.update(other.keep)
+        self.masks = self.masks.beside(other.masks)
         self.rows += other.rows
         self.notes += other.notes
 
@@ -115,8 +115,8 @@ class Finished:
             block = load_state(self._block(number))
             for name, value in block["weights"].items():
                 parameters[name].data.copy_(value)
-            keep = {} if self.elsewhere else dict(MaskSet.load(self.masks(number)))
-            solution.add(Solution(keep, [Row(**r) for r in block["rows"]], block["notes"]))
+            masks = MaskSet({}) if self.elsewhere else MaskSet.load(self.masks(number))
+            solution.add(Solution(masks, [Row(**r) for r in block["rows"]], block["notes"]))
         if saved["position"]:
             self.walk = load_state(self._state(saved["position"]))
         return solution
@@ -126,11 +126,11 @@ class Finished:
         if self.folder is None:
             return
         weights = {} if self.elsewhere else step.weights()
-        MaskSet(done.keep).save(self.masks(step.number))
+        done.masks.save(self.masks(step.number))
         save_state(
             self._block(step.number),
             {
-                "weights": {n: w for n, w in weights.items() if n in done.keep},
+                "weights": {n: w for n, w in weights.items() if n in done.masks},
                 "rows": [asdict(row) for row in done.rows],
                 "notes": done.notes,
             },

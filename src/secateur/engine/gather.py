@@ -46,6 +46,7 @@ class Gathered:
             see only some of the tokens, as routed experts do, have no ``cross``: the dense model
             may send them others.
         only: Names of layers to look at; default: all.
+        gradients: Of each sample's loss, by weight, where ``needs`` has ``gradients``.
     """
 
     weights: Mapping[str, Tensor]
@@ -56,6 +57,7 @@ class Gathered:
     sums: dict[str, Sums] = field(default_factory=dict)
     dense: dict[str, list[Tensor]] = field(default_factory=dict)
     routed: set[str] = field(default_factory=set)
+    gradients: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
@@ -145,4 +147,7 @@ class Gathered:
             values["gram"] = sums.gram / n
         if "cross" in self.needs and self.leader[layer.name] not in self.routed:
             values["cross"] = sums.cross / n
+        if "gradients" in self.needs:
+            of_samples = self.gradients[layer.parameter]
+            values["gradients"] = torch.stack([layer.of(g) for g in of_samples])
         return Stats(layer.name, tokens=sums.tokens, **values)

@@ -7,11 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
+from secateur.engine.batches import labelled, run, task_loss
 from secateur.engine.ranks import mean_
+from secateur.errors import DataError
+from secateur.measure.calling import device_of, evaluating, to_device, unfused
 
 TWICE = frozenset({"hessian", "hessian_weight"})  # what takes gradients of gradients
 
@@ -110,14 +113,27 @@ class Gradients:
 @contextmanager
 def differentiable(parameters: Iterable[Tensor]) -> Iterator[None]:
     """Let gradients reach the parameters, frozen ones too; their flags come back afterwards."""
+    with _flagged(parameters, True):
+        yield
+
+
+@contextmanager
+def frozen(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Let no gradient reach the parameters; their flags come back afterwards."""
+    with _flagged(parameters, False):
+        yield
+
+
+@contextmanager
+def _flagged(parameters: Iterable[Tensor], flag: bool) -> Iterator[None]:
     before = [(p, p.requires_grad) for p in parameters]
     try:
         for p, _ in before:
-            p.requires_grad_(True)
+            p.requires_grad_(flag)
         yield
     finally:
-        for p, flag in before:
-            p.requires_grad_(flag)
+        for p, was in before:
+            p.requires_grad_(was)
 
 
 @contextmanager
@@ -125,6 +141,59 @@ def twice_differentiable() -> Iterator[None]:
     """Kernels with a second derivative: fused attention and cuDNN's recurrent ones have none."""
     with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
         yield
+
+
+def sample_gradients(
+    model: nn.Module, batches: Iterable[Any], parameters: Mapping[str, Tensor]
+) -> dict[str, list[Tensor]]:
+    """The gradient of each sample's loss, by parameter; zero where the loss does not depend on it.
+
+    Args:
+        model: It runs in evaluation mode and stays as it is.
+        batches: With a target or labels; ``input_ids`` alone are their own labels.
+        parameters: Of which; laid out in memory as these are.
+
+    Raises:
+        DataError: No loss follows from a batch, or it is not finite.
+
+    Example:
+        >>> net = nn.Linear(1, 1, bias=False)
+        >>> batch = (torch.tensor([[1.0], [2.0]]), net.weight.detach() * torch.zeros(2, 1))
+        >>> w = float(net.weight)
+        >>> one, two = sample_gradients(net, [batch], {"w": net.weight})["w"]
+        >>> round(float(one) / w, 4), round(float(two) / w, 4)
+        (2.0, 8.0)
+    """
+    found: dict[str, list[Tensor]] = {name: [] for name in parameters}
+    device = device_of(model)
+    tensors = list(parameters.values())
+    with (
+        evaluating(model),
+        unfused(),
+        frozen(model.parameters()),
+        differentiable(tensors),
+        torch.enable_grad(),
+    ):
+        for number, given in enumerate(batches):
+            batch = labelled(model, to_device(given, device))
+            size = batch_size(batch)
+            for k in range(size):
+                one = sample(batch, k, size)
+                loss = task_loss(run(model, one), one)
+                if not bool(loss.isfinite()):
+                    raise DataError(
+                        f"the loss is {float(loss)} on sample {k} of batch {number}: look for NaN "
+                        "in the inputs or the weights"
+                    )
+                grads = (
+                    torch.autograd.grad(loss, tensors, allow_unused=True)
+                    if loss.requires_grad
+                    else [None] * len(tensors)
+                )
+                for gradients, p, g in zip(found.values(), tensors, grads, strict=True):
+                    kept = torch.zeros_like(p, dtype=torch.float32)
+                    gradients.append(kept if g is None else kept.copy_(g))
+    return found
 
 
 def batch_size(batch: Any) -> int:

@@ -15,11 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from secateur.engine.blocks import Block, find_blocks
+from secateur.engine.checkpoint import load_state, save_state
 from secateur.engine.finished import Finished, Solution
 from secateur.engine.gather import Gathered
+from secateur.engine.gradients import sample_gradients
+from secateur.engine.masks import MaskSet
 from secateur.engine.parallel import add_up, agreed, own, place
 from secateur.engine.products import Layer
-from secateur.engine.sequential import Propagate, Step, block_weights, walk
+from secateur.engine.sequential import Propagate, Step, walk
 from secateur.engine.solve import solve_layers
 from secateur.engine.statistics import Stats
 from secateur.engine.streamed import Streamed
@@ -56,6 +59,7 @@ def solve_blocks(
     streamed: Streamed | None = None,
     spill: str | Path | None = None,
     checkpoint: str | Path | None = None,
+    before: Callable[[Step], None] | None = None,
     progress: bool = True,
 ) -> Solution:
     """Solve the layers in place, block by block; a run that was killed goes on where it was.
@@ -70,6 +74,7 @@ def solve_blocks(
         spill: Folder for activations that do not fit into memory; with a checkpoint they are there.
         checkpoint: Folder for finished blocks; if it holds a run of the same job, that is resumed,
             and the result is bit for bit that of a run that was not interrupted.
+        before: Called with each block before it is changed.
         progress: Show a bar on standard error.
 
     Raises:
@@ -106,6 +111,8 @@ def solve_blocks(
             commit=finished.commit,
         ):
             bar.update(task, total=step.total, completed=step.number)
+            if before is not None:
+                before(step)
             done = _solve_block(step, job)
             with agreed():
                 if streamed is not None and first:
@@ -114,7 +121,7 @@ def solve_blocks(
                     finished.block(step, done)
             if streamed is not None:
                 streamed.reload(step.block)
-                done.keep.clear()
+                done.masks = MaskSet({})
             solution.add(done)
     if not solution.rows:
         raise PlanError(
@@ -125,31 +132,44 @@ def solve_blocks(
 
 
 @contextmanager
-def whole_or_not_at_all(model: nn.Module, checkpoint: str | Path | None) -> Iterator[None]:
-    """Put the weights of the blocks back if something fails, or say how to go on."""
-    before: dict[nn.Parameter, Tensor] = {}
-    if checkpoint is None:
-        for block in find_blocks(model):
-            module = model.get_submodule(block.name)
-            before |= {p: p.data.clone() for p in block_weights(module, block).values()}
-    try:
-        yield
-    except BaseException as error:
-        for p, data in before.items():
-            p.data.copy_(data)
-        if checkpoint is not None:
-            error.add_note(
-                f"The model is pruned in part: load it again and call sparsify with the same "
-                f"arguments, and it goes on after the blocks that {checkpoint} holds."
-            )
-        raise
+def whole_or_not_at_all(
+    checkpoint: str | Path | None, spill: str | Path | None
+) -> Iterator[Callable[[Step], None]]:
+    """Put the weights of the blocks back if something fails, or say how to go on.
+
+    Gives what has to be told of each block before it is solved. Its weights wait in a file of
+    ``spill`` or of the system's temporary folder: in memory they would be the model once more.
+    """
+    changed: list[tuple[Path, dict[str, nn.Parameter]]] = []
+    if checkpoint is None and spill is not None:
+        Path(spill).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=spill if checkpoint is None else None) as folder:
+
+        def remember(step: Step) -> None:
+            if checkpoint is None:
+                file = Path(folder) / f"{step.number}.safetensors"
+                save_state(file, step.weights())
+                changed.append((file, step.weights()))
+
+        try:
+            yield remember
+        except BaseException as error:
+            for file, weights in reversed(changed):
+                for name, value in load_state(file).items():
+                    weights[name].data.copy_(value)
+            if checkpoint is not None:
+                error.add_note(
+                    f"The model is pruned in part: load it again and call sparsify with the same "
+                    f"arguments, and it goes on after the blocks that {checkpoint} holds."
+                )
+            raise
 
 
 def _solve_block(step: Step, job: Job) -> Solution:
     """Solve the layers of one block in place, in the order of the calls."""
     if not job.solver.data:
         return _solve_unseen(step, job)
-    done = Solution()
+    done, keep = Solution(), dict[str, Tensor]()
     weights = {n: p for n, p in step.weights().items() if not job.ignored(n)}
     gathered = _gather(step, job, weights)
     groups = gathered.groups()
@@ -159,7 +179,8 @@ def _solve_block(step: Step, job: Job) -> Solution:
         if job.true_sequential and number:
             gathered = _gather(step, job, weights, {layer.name for layer in group})
         there = [(x, gathered.stats(x)) for x in group if x.name in gathered.leader]
-        solve_layers(there, weights, job.solver, job.target, step.block.name, done)
+        solve_layers(there, weights, job.solver, job.target, step.block.name, keep, done)
+    done.masks = MaskSet(keep)
     seen = {layer.name for group in groups for layer in group}
     for name, weight in weights.items():
         if name not in seen and not any(n.startswith(f"{name}[") for n in seen):
@@ -178,13 +199,15 @@ def _gather(
     """Statistics over the samples of all processes."""
     with agreed():
         gathered = step.gather(job.solver.needs, only, weights)
+        if "gradients" in job.solver.needs:
+            gathered.gradients = sample_gradients(step.walk.model, step.walk.samples, weights)
     add_up(gathered)
     return gathered
 
 
 def _solve_unseen(step: Step, job: Job) -> Solution:
     """Solve every matrix of linear layers and convolutions, which weights alone decide."""
-    done = Solution()
+    done, keep = Solution(), dict[str, Tensor]()
     layers: list[tuple[Layer, Stats]] = []
     weights: dict[str, Tensor] = {}
     prefix = f"{step.block.name}." if step.block.name else ""
@@ -200,5 +223,6 @@ def _solve_unseen(step: Step, job: Job) -> Solution:
             layers.append(
                 (Layer(name, name, (rows, columns), (down, right)), Stats(name, tokens=0))
             )
-    solve_layers(layers, weights, job.solver, job.target, step.block.name, done)
+    solve_layers(layers, weights, job.solver, job.target, step.block.name, keep, done)
+    done.masks = MaskSet(keep)
     return done

@@ -1,4 +1,4 @@
-"""Masks: which elements of which parameters stay, as data; packed into bits when stored."""
+"""Masks: which elements of which parameters stay, as data; eight elements a byte."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -29,7 +30,7 @@ class MaskSet(Mapping[str, Tensor]):
     not; a parameter that only one of two names is whole in the other.
 
     Args:
-        masks: The masks; they are copied to the CPU.
+        masks: The masks; they are packed into bits on the CPU, and unpacked when asked for.
 
     Raises:
         ConfigError: A mask that is no bool tensor.
@@ -45,24 +46,25 @@ class MaskSet(Mapping[str, Tensor]):
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
                 kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
                 raise ConfigError(f"the mask of {name} must be a bool tensor, got {kind}")
-        self._masks = {n: m.detach().to("cpu", copy=True) for n, m in masks.items()}
+        self._bits = {n: _packed(m) for n, m in masks.items()}
+        self._shapes = {n: tuple(m.shape) for n, m in masks.items()}
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._masks:
-            raise KeyError(unknown("mask", name, self._masks))
-        return self._masks[name]
+        if name not in self._bits:
+            raise KeyError(unknown("mask", name, self._bits))
+        return _unpacked(self._bits[name], self._shapes[name])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._masks)
+        return iter(self._bits)
 
     def __len__(self) -> int:
-        return len(self._masks)
+        return len(self._bits)
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, MaskSet)
-            and self._masks.keys() == other._masks.keys()
-            and all(torch.equal(m, other._masks[n]) for n, m in self._masks.items())
+            and self._shapes == other._shapes
+            and all(torch.equal(bits, other._bits[n]) for n, bits in self._bits.items())
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -73,12 +75,12 @@ class MaskSet(Mapping[str, Tensor]):
     @property
     def total(self) -> int:
         """Elements of all masked parameters."""
-        return sum(m.numel() for m in self._masks.values())
+        return sum(prod(shape) for shape in self._shapes.values())
 
     @property
     def kept(self) -> int:
         """Elements that stay."""
-        return sum(int(m.sum()) for m in self._masks.values())
+        return sum(int(m.sum()) for m in self.values())
 
     @property
     def sparsity(self) -> float:
@@ -87,16 +89,29 @@ class MaskSet(Mapping[str, Tensor]):
 
     def densities(self) -> dict[str, float]:
         """Fraction kept of each parameter."""
-        return {n: float(m.float().mean()) if m.numel() else 1.0 for n, m in self._masks.items()}
+        return {n: float(m.float().mean()) if m.numel() else 1.0 for n, m in self.items()}
 
     def empty(self) -> list[str]:
         """Parameters of which nothing stays."""
-        return [n for n, m in self._masks.items() if m.numel() and not bool(m.any())]
+        return [n for n, m in self.items() if m.numel() and not bool(m.any())]
+
+    def beside(self, other: MaskSet) -> MaskSet:
+        """These masks and the other ones; of a parameter that both name, the other mask.
+
+        Example:
+            >>> one, two = (MaskSet({n: torch.tensor([n == "a"])}) for n in "ab")
+            >>> dict(one.beside(two))
+            {'a': tensor([True]), 'b': tensor([False])}
+        """
+        both = MaskSet({})
+        both._bits = self._bits | other._bits
+        both._shapes = self._shapes | other._shapes
+        return both
 
     def _with(self, other: MaskSet, join: Callable[[Tensor, Tensor], Tensor]) -> MaskSet:
         found = {}
-        for name in [*self._masks, *(n for n in other._masks if n not in self._masks)]:
-            ours, theirs = self._masks.get(name), other._masks.get(name)
+        for name in [*self, *(n for n in other if n not in self)]:
+            ours, theirs = self.get(name), other.get(name)
             known = ours if ours is not None else theirs
             assert known is not None
             if ours is not None and theirs is not None and ours.shape != theirs.shape:
@@ -119,7 +134,7 @@ class MaskSet(Mapping[str, Tensor]):
         return self._with(other, lambda a, b: a & ~b)
 
     def __invert__(self) -> MaskSet:
-        return MaskSet({n: ~m for n, m in self._masks.items()})
+        return MaskSet({n: ~m for n, m in self.items()})
 
     def __le__(self, other: MaskSet) -> bool:
         """Whether everything that this set keeps is kept by the other too (nested masks)."""
@@ -132,15 +147,15 @@ class MaskSet(Mapping[str, Tensor]):
             PlanError: The model has no such parameter, or one of another shape.
         """
         named = dict(model.named_parameters(remove_duplicate=False))
-        for name, mask in self._masks.items():
+        for name, shape in self._shapes.items():
             if name not in named:
                 raise PlanError(unknown("parameter of this model", name, named))
-            if named[name].shape != mask.shape:
+            if named[name].shape != shape:
                 raise PlanError(
-                    f"{name} has the shape {list(named[name].shape)}, its mask {list(mask.shape)}: "
+                    f"{name} has the shape {list(named[name].shape)}, its mask {list(shape)}: "
                     "the masks were made for another model"
                 )
-        return {n: named[n] for n in self._masks}
+        return {n: named[n] for n in self}
 
     @torch.no_grad()
     def apply(self, model: nn.Module) -> None:
@@ -150,7 +165,7 @@ class MaskSet(Mapping[str, Tensor]):
             PlanError: The masks are of another model; it is as it was.
         """
         for name, parameter in self.check(model).items():
-            parameter.masked_fill_(~self._masks[name].to(parameter.device), 0)
+            parameter.masked_fill_(~self[name].to(parameter.device), 0)
 
     def save(self, path: str | Path) -> None:
         """Write the masks to one safetensors file, eight elements a byte, whole or not at all.
@@ -165,14 +180,10 @@ class MaskSet(Mapping[str, Tensor]):
             >>> MaskSet.load(path) == masks
             True
         """
-        shapes = json.dumps({n: list(m.shape) for n, m in self._masks.items()})
+        metadata = {"format": FORMAT, "shapes": json.dumps(self._shapes)}
         try:
             with replacing(path) as temporary:
-                save_file(
-                    {n: _packed(m) for n, m in self._masks.items()},
-                    temporary,
-                    metadata={"format": FORMAT, "shapes": shapes},
-                )
+                save_file(self._bits, temporary, metadata)
         except (OSError, SafetensorError, ValueError) as error:
             raise StoreError(
                 f"{path} could not be written: {error}. What was there before is untouched."
@@ -199,7 +210,10 @@ class MaskSet(Mapping[str, Tensor]):
             shapes = json.loads(metadata["shapes"])
             if not isinstance(shapes, dict) or shapes.keys() != packed.keys():
                 raise ValueError("its shapes are of other tensors")
-            return cls({n: _unpacked(packed[n], shapes[n]) for n in shapes})
+            masks = cls({})
+            masks._shapes = {n: _shape(packed[n], shape) for n, shape in shapes.items()}
+            masks._bits = packed
+            return masks
         except (KeyError, ValueError, TypeError) as error:
             raise StoreError(f"{path} is damaged ({error}): make the masks again") from error
 
@@ -266,16 +280,20 @@ def weights_of(model: nn.Module, ignore: Iterable[str] = ()) -> dict[str, nn.Par
 
 
 def _packed(mask: Tensor) -> Tensor:
-    bits = mask.flatten().to(torch.uint8)
-    bits = torch.cat([bits, bits.new_zeros(-len(bits) % 8)]).view(-1, 8)
-    return (bits << torch.arange(8, dtype=torch.uint8)).sum(1).to(torch.uint8)
+    flat = mask.detach().flatten().cpu().numpy()
+    return torch.from_numpy(np.packbits(flat, bitorder="little"))
 
 
-def _unpacked(packed: Tensor, shape: Any) -> Tensor:
-    if not isinstance(shape, list) or not all(isinstance(n, int) and n >= 0 for n in shape):
-        raise ValueError(f"{shape!r} is no shape")
-    size = prod(shape)
+def _unpacked(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
+    bits = np.unpackbits(packed.numpy(), count=prod(shape), bitorder="little")
+    return torch.from_numpy(bits.view(np.bool_)).view(shape)
+
+
+def _shape(packed: Tensor, said: Any) -> tuple[int, ...]:
+    """The shape of a mask in a file, which its bits must fit."""
+    if not isinstance(said, list) or not all(isinstance(n, int) and n >= 0 for n in said):
+        raise ValueError(f"{said!r} is no shape")
+    size = prod(said)
     if packed.dtype != torch.uint8 or packed.dim() != 1 or len(packed) != -(-size // 8):
         raise ValueError(f"{len(packed)} bytes do not hold {size} bits")
-    bits = (packed.view(-1, 1) >> torch.arange(8, dtype=torch.uint8)) & 1
-    return bits.flatten()[:size].bool().view(shape)
+    return tuple(said)

@@ -112,6 +112,7 @@ def add_up(gathered: Gathered) -> None:
         if "cross" in gathered.needs:
             these.cross = _total(these.cross, (width, width))
     gathered.sums = sums
+    gathered.gradients = {n: _all_of(mine) for n, mine in gathered.gradients.items()}
 
 
 def share(tensor: Tensor, owner: int) -> Tensor:
@@ -121,6 +122,16 @@ def share(tensor: Tensor, owner: int) -> Tensor:
     shared = tensor.contiguous()
     dist.broadcast(shared.view(-1).view(torch.uint8), owner)
     return shared
+
+
+def _all_of(mine: list[Tensor]) -> list[Tensor]:
+    """The tensors of all processes, those of the first one first."""
+    rank, counts = place()[0], exchange(len(mine))
+    return [
+        share(mine[k] if owner == rank else torch.empty_like(mine[0]), owner)
+        for owner, count in enumerate(counts)
+        for k in range(count)
+    ]
 
 
 def _names(layers: Sequence[dict[str, Any]]) -> list[str]:

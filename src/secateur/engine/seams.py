@@ -151,6 +151,9 @@ class Gate:
         """A term of the loss in the auxiliaries and ``moment.parameters``, each step."""
         return None
 
+    def observe(self, aux: Auxiliaries, moment: Moment) -> None:
+        """Before the step, with the gradients of the auxiliaries in their ``.grad``."""
+
     def updated(self, aux: Auxiliaries, moment: Moment) -> None:
         """After the step: clamp, anneal, reset."""
 

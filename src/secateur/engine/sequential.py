@@ -69,9 +69,9 @@ class Outputs:
         """Have again what ``state`` gave."""
         self.values = {(block, sample): value for block, sample, value in entries}
 
-    def drop(self, block: str) -> None:
-        """Forget a block's outputs; their files go with ``sweep``."""
-        for key in [key for key in self.values if key[0] == block]:
+    def drop(self, block: str, sample: int | None = None) -> None:
+        """Forget a block's outputs, or that on one sample; their files go with ``sweep``."""
+        for key in [k for k in self.values if k[0] == block and sample in (None, k[1])]:
             del self.values[key]
             if self.folder is not None:
                 self.stale.append(self._file(key))
@@ -223,19 +223,28 @@ class Walk:
         known = self.outputs[stream].values
         return all((block.name, sample) in known for sample in range(len(self.samples)))
 
-    def propagate(self, block: Block, stream: str) -> None:
-        """Every sample through the block as it is, for what the next block sees."""
+    def propagate(self, block: Block, stream: str, last: bool = False) -> None:
+        """Every sample through the block as it is, for what the next block sees.
+
+        ``last``: nothing else will be run on the block's inputs, so each output takes their place.
+        """
         for sample in range(len(self.samples)):
             self.run(block, sample, stream, keep=True)
+            for name in self._superseded(block) if last else ():
+                self.outputs[stream].drop(name, sample)
+
+    def _superseded(self, block: Block) -> list[str]:
+        """Finished blocks whose outputs only this block needed."""
+        finished = self.blocks[: self.position]
+        return [b.name for b in finished if block.chain and b.chain == block.chain and not b.kept]
 
     def finish(self, block: Block, commit: Callable[[Walk], None] | None) -> None:
         """Forget what only this block needed; files go when it is noted that they may."""
-        before = self.blocks[: self.position]
+        superseded = self._superseded(block)
         self.position += 1
         for outputs in self.outputs.values():
-            for other in before:
-                if block.chain and other.chain == block.chain and not other.kept:
-                    outputs.drop(other.name)
+            for name in superseded:
+                outputs.drop(name)
             if self.position == len(self.blocks):
                 for name in {name for name, _ in outputs.values}:
                     outputs.drop(name)
@@ -318,10 +327,10 @@ def walk(
                 yield Step(block, number, len(blocks), module, here)
                 if here.before and not here.has(block, "dense"):
                     with here.dense_weights():
-                        here.propagate(block, "dense")
+                        here.propagate(block, "dense", last=True)
                 here.before = {}
                 if "pruned" in here.streams and number + 1 < len(blocks):
-                    here.propagate(block, "pruned")
+                    here.propagate(block, "pruned", last=True)
             here.finish(block, commit)
 
 

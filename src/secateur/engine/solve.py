@@ -37,7 +37,7 @@ class Part:
     def solve(self, weight: Tensor, solver: Solver) -> tuple[Solved, float, list[float]]:
         """The solution, the seconds that it took, and squared errors: of the change, of all."""
         began = time.perf_counter()
-        before = self.of(weight).clone()
+        before = self.of(weight)
         if "cross" in self.stats:
             before = aimed(before, self.stats)
         target = self.target
@@ -80,6 +80,7 @@ def solve_layers(
     solver: Solver,
     target: Callable[[Layer], Target],
     block: str,
+    keep: dict[str, Tensor],
     done: Solution,
 ) -> None:
     """Solve layers in place and add what was done; all processes have the same afterwards.
@@ -89,14 +90,15 @@ def solve_layers(
         weights: Parameters by name.
         solver, target: The method, and what each layer is asked for.
         block: Name of the block.
-        done: Masks, rows and notes are added to it.
+        keep: Masks by parameter, True = stays; added to.
+        done: Rows and notes are added to it.
     """
     rank, count = place()
     if count == 1:  # one after another, so that one solution at a time is in memory
         for layer in layers:
-            _solve(split([layer], solver, target), weights, solver, block, done, rank)
+            _solve(split([layer], solver, target), weights, solver, block, keep, done, rank)
     else:
-        _solve(split(layers, solver, target), weights, solver, block, done, rank)
+        _solve(split(layers, solver, target), weights, solver, block, keep, done, rank)
 
 
 def _solve(
@@ -104,6 +106,7 @@ def _solve(
     weights: Mapping[str, Tensor],
     solver: Solver,
     block: str,
+    keep: dict[str, Tensor],
     done: Solution,
     rank: int,
 ) -> None:
@@ -118,13 +121,13 @@ def _solve(
     rows: dict[str, list[tuple[Part, int, str, float, list[float]]]] = {}
     for number, part in enumerate(parts):
         parameter = weights[part.layer.parameter]
-        if part.layer.parameter not in done.keep:
-            done.keep[part.layer.parameter] = torch.ones_like(parameter, dtype=torch.bool)
-        there, keep = part.of(parameter), part.of(done.keep[part.layer.parameter])
-        found = mine.pop(number, None) or Solved(torch.empty_like(there), torch.empty_like(keep))
+        if part.layer.parameter not in keep:
+            keep[part.layer.parameter] = torch.ones_like(parameter, dtype=torch.bool)
+        there, stays = part.of(parameter), part.of(keep[part.layer.parameter])
+        found = mine.pop(number, None) or Solved(torch.empty_like(there), torch.empty_like(stays))
         there.copy_(share(found.weight, part.owner))
-        keep.copy_(share(found.keep, part.owner))
-        removed = int((~keep).sum())
+        stays.copy_(share(found.keep, part.owner))
+        removed = int((~stays).sum())
         rows.setdefault(part.layer.name, []).append((part, removed, *said[str(number)]))
     for name, of_layer in rows.items():
         part = of_layer[0][0]

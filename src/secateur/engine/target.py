@@ -59,7 +59,8 @@ class Solver:
 
     Attributes:
         function: ``(weight, stats, target, **options) -> Solved``; weight ``(outputs, inputs)``.
-        needs: ``gram`` and ``cross`` where norms and means of the inputs do not suffice.
+        needs: ``gram`` and ``cross`` where norms and means of the inputs do not suffice;
+            ``gradients`` for those of each sample's loss, ``(samples, outputs, inputs)``.
         data: False if it looks at weights alone, so that no calibration is run.
         rowwise: Kinds of target for which no row depends on another, so that processes can share
             a layer; ``amount``, ``pattern``, ``keep``.
@@ -115,10 +116,12 @@ def _without_lowest(scores: Tensor, count: int) -> Tensor:
     if not 0 < count < scores.shape[1]:
         return torch.full_like(scores, count == 0, dtype=torch.bool)
     last = scores.kthvalue(count, dim=1, keepdim=True).values
-    keep = scores >= last  # of those that equal the last one, the first go until it is enough
-    more = count - (~keep).sum(1, keepdim=True)
-    equal = scores == last
-    return keep & ~(equal & (equal.cumsum(1) <= more))
+    keep = scores > last
+    if bool((keep.sum(1) == scores.shape[1] - count).all()):
+        return keep
+    equal = scores == last  # of those that equal the last one, the first go until it is enough
+    more = count - scores.shape[1] + (keep | equal).sum(1, keepdim=True)
+    return keep | (equal & (equal.cumsum(1, dtype=torch.int32) > more))
 
 
 def parse_pattern(pattern: str | tuple[int, int] | None) -> tuple[int, int] | None:

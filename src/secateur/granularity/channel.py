@@ -122,7 +122,9 @@ def channel(
         parameters: Name -> weight.
         graph: Of the model.
         equal: Each unit counts as one where all compete, however many weights it has.
-        kinds: Only classes of these kinds, as ("head", "channel").
+        kinds: Only classes of these kinds, as ("head", "channel"). What could be chosen anew for
+            every unit of another class, as ``head_dim``, is here only if named, and then a unit is
+            the same place in all of these.
 
     Raises:
         ConfigError: No class of the graph makes any of the parameters.
@@ -140,7 +142,11 @@ def channel(
     for name, c in graph.free.items():
         if kinds is not None and c.kind not in kinds:
             continue
-        makes = tuple(m for m in c.members if m.produces and m.tensor in own and m.over is None)
+        makes = tuple(
+            m
+            for m in c.members
+            if m.produces and m.tensor in own and (m.over is None or kinds is not None)
+        )
         if any(m.tensor in parameters for m in makes):
             members[name] = makes
     if not members:

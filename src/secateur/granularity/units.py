@@ -178,11 +178,6 @@ def score(
     ):
         if name not in known:
             raise ConfigError(unknown(what, name, known))
-    if criterion.level not in _SCORERS:
-        raise ConfigError(
-            f"criterion {criterion.name!r} scores the weights of a whole model, not units: use the "
-            "method of that name in sec.attach, or a criterion of elements as 'saliency'"
-        )
     classes = list(classes)
     whole = [split(graph, c) if fibred and c.over else _alike(c) for c in classes]
     statistics = statistics or Statistics()

@@ -22,8 +22,15 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_map
 
 from secateur.graph.axes import Atom, Axes, Expr, lock, one, resolve
-from secateur.graph.forward import Scopes, arguments_in, function_name, is_quiet, tensors_in
+from secateur.graph.forward import (
+    Scopes,
+    arguments_in,
+    function_name,
+    is_quiet,
+    tensors_in,
+)
 from secateur.graph.operators import Dispatch, described
+from secateur.graph.remembered import called
 from secateur.graph.rules import find_rule
 
 _LARGEST_KNOWN = 1 << 20  # integer tensors up to this size keep their values while recording
@@ -158,6 +165,10 @@ class Recorder(TorchDispatchMode):
         self.module_outputs: dict[str, Axes] = {}
         self.dispatch = Dispatch()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # there is nothing to compile in here, and guarding against it takes time
+
     def set(self, tensor: Tensor, axes: Sequence[Expr], *, zero: bool = True) -> None:
         self.env[id(tensor)] = list(axes)
         self.zeros[id(tensor)] = zero
@@ -193,7 +204,7 @@ class Recorder(TorchDispatchMode):
         for t in tensors:
             self.axes_of(t)
         known = self._known(func, args, kwargs, tensors)
-        result = func(*args, **kwargs)
+        result = called(func, args, kwargs)
         if kind == "alias":
             self.set(result, self.axes_of(args[0]), zero=self.zero(args[0]))
             for table in (self.values, self.origin, self.maker):
@@ -378,9 +389,3 @@ def _decision(x: Any) -> Any:
 
 def _storage(t: Tensor) -> int:
     return t.untyped_storage()._cdata
-
-
-def mark_outputs(recorder: Recorder, output: Any) -> None:
-    for t in tensors_in(output):
-        for e in recorder.axes_of(t):
-            lock(e, "model output")

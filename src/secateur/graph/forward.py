@@ -80,6 +80,30 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [t for t in tree_leaves(value) if isinstance(t, Tensor)]
 
 
+def tensors_of_output(value: Any) -> list[Tensor]:
+    """Every tensor in what a model returns, be it an object of a class of its own.
+
+    Objects beside tensors are not looked into: they are caches for the next call.
+    """
+    return tensors_in(value) or _inside(value, set())
+
+
+def _inside(value: Any, seen: set[int]) -> list[Tensor]:
+    if id(value) in seen or isinstance(value, type | nn.Module):
+        return []
+    seen.add(id(value))
+    if isinstance(value, dict):
+        parts = list(value.values())
+    elif isinstance(value, tuple | list):
+        parts = list(value)
+    else:
+        slots = [n for k in type(value).__mro__ for n in vars(k).get("__slots__", ())]
+        parts = [getattr(value, n, None) for n in slots] + list(
+            getattr(value, "__dict__", {}).values()
+        )
+    return [t for part in parts for t in (tensors_in(part) or _inside(part, seen))]
+
+
 def arguments_in(value: Any) -> list[Any]:
     """The leaves of an operator's or a function's arguments: tuples, lists and dicts, in order.
 
@@ -227,7 +251,7 @@ def quiet_kernels() -> Iterator[None]:
 
 
 @contextmanager
-def _silent_fakes() -> Iterator[None]:
+def silent_fakes() -> Iterator[None]:
     """Fake kernels that refuse are an answer here, not an error to print."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before = log.disabled
@@ -340,7 +364,7 @@ def run(
                 on_tensor(None, t)
         if mode is not None and memory is not None:
             stack.enter_context(clean_caches())
-            stack.enter_context(_silent_fakes())
+            stack.enter_context(silent_fakes())
             stack.enter_context(mode)
             stack.enter_context(memory)
         for m in modes:

@@ -87,6 +87,26 @@ class Graph:
         return {n: c for n, c in self.classes.items() if c.locked is None}
 
     @cached_property
+    def idle(self) -> tuple[str, ...]:
+        """Modules with parameters none of which this forward read, the outermost ones.
+
+        What feeds them elsewhere is not known, so another path through them may no longer fit.
+        """
+        read = {source for op in self.ops for source in op.sources}
+        used, held = set(), set()
+        for name in self.shapes:
+            parts = name.split(".")[:-1]
+            above = {".".join(parts[: k + 1]) for k in range(len(parts))}
+            held |= above
+            used |= above if name in read else set()
+        idle = held - used
+        return tuple(
+            n
+            for n, _ in self.model.named_modules()
+            if n in idle and n.rpartition(".")[0] not in idle
+        )
+
+    @cached_property
     def prunable_share(self) -> float:
         """Share of all parameter elements that lie along at least one free class."""
         total, touched = 0, 0.0

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_impls import op_implementations_dict
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.nn.parameter import Buffer, Parameter
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 _UNFIT = {
     torch.Tag.data_dependent_output,
@@ -35,20 +35,24 @@ _UNASKED = object()
 class Remembered(TorchDispatchMode):
     """Stands above a fake mode and answers for it what has been answered.
 
-    An answer is the metadata of the results and which input each shares its memory with; the
-    tensors are new.
+    An answer is the metadata of the results and which input each shares its memory with, for new
+    tensors, or which input a result is.
     """
 
     def __init__(self, mode: FakeTensorMode) -> None:
         super().__init__()
         self.mode = mode
+        self.unfit = 0  # operators that could not be answered from memory, now or ever
         self._attributes: dict[torch.device, dict[str, Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default and type(args[0]) is FakeTensor:
+            return args[0].fake_device  # torch asks it of most tensors
         kwargs = kwargs or {}
         tensors: list[FakeTensor] = []
         signs = _signs(args, tensors), _signs(kwargs.items(), tensors)
         if not tensors or None in signs or not _is_fit(func):
+            self.unfit += None in signs or not _is_fit(func)
             return func(*args, **kwargs)
         asked = (id(func), torch.get_default_dtype(), *signs)
         answer = _answers.get(asked, _UNASKED)
@@ -59,14 +63,58 @@ class Remembered(TorchDispatchMode):
             if answer is None:
                 result = func(*args, **kwargs)
                 _answers[asked] = _answer(result, tensors)
+                self.unfit += _answers[asked] is None
                 return result
-        return func(*args, **kwargs) if answer is None else self._again(answer, tensors)
+        if answer is None:
+            self.unfit += 1
+            return func(*args, **kwargs)
+        return self._again(answer, tensors)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # there is nothing to compile in here, and guarding against it takes time
+
+    def operated(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What an operator gives, without a dispatch of its own if it is in memory."""
+        tensors: list[FakeTensor] = []
+        signs = _signs(args, tensors), _signs(kwargs.items(), tensors)
+        if tensors and None not in signs:
+            answer = _answers.get((id(func), torch.get_default_dtype(), *signs))
+            if answer is not None:
+                return self._again(answer, tensors)
+        return func(*args, **kwargs)
+
+    def called(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What a torch function gives: from memory, if all operators beneath it once were.
+
+        A function of torch whose operators each depend on nothing but metadata does so as well, and
+        to answer for it takes one step instead of one for each operator.
+        """
+        tensors: list[FakeTensor] = []
+        signs = _signs(args, tensors), _signs(kwargs.items(), tensors)
+        distinct = len({id(t) for t in tensors}) == len(tensors)
+        fit = tensors and distinct and None not in signs and _is_of_torch(func)
+        if not fit or torch._C._is_any_autocast_enabled():
+            return func(*args, **kwargs)
+        asked = (func, torch.get_default_dtype(), torch.is_grad_enabled(), *signs)
+        answer = _answers.get(asked, _UNASKED)
+        if answer is not None and answer is not _UNASKED:
+            return self._again(answer, tensors)
+        unfit = self.unfit
+        result = func(*args, **kwargs)
+        if answer is _UNASKED:
+            _answers[asked] = _answer(result, tensors) if self.unfit == unfit else None
+        return result
 
     def _again(self, answer: Any, tensors: list[FakeTensor]) -> Any:
         kind, parts = answer
-        made = []
-        with unset_fake_temporarily():
-            for shape, stride, dtype, offset, device, of in parts:
+        made: list[Any] = []
+        with torch._C._DisableTorchDispatch():  # no mode needs to see what is made here
+            for part in parts:
+                if type(part) is int:
+                    made.append(tensors[part])
+                    continue
+                shape, stride, dtype, offset, device, of = part
                 if of is None:
                     hollow = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
                 else:
@@ -128,6 +176,22 @@ class Remembered(TorchDispatchMode):
             except Exception:  # noqa: BLE001 - the fake mode gives the proper error, or knows more
                 return None
             return _answer(_as_saved(func, args, result, device), hollows, device)
+
+
+def called(func: Any, args: Any, kwargs: Any) -> Any:
+    """``func(*args, **kwargs)``, from memory if a ``Remembered`` is the innermost mode."""
+    mode = _get_current_dispatch_mode()
+    if isinstance(mode, Remembered):
+        operator = isinstance(func, torch._ops.OpOverload)
+        return (mode.operated if operator else mode.called)(func, args, kwargs)
+    return func(*args, **kwargs)
+
+
+@cache
+def _is_of_torch(func: Any) -> bool:
+    """True for functions and methods of torch itself: others may do more than call operators."""
+    where = getattr(func, "__module__", None) or getattr(func, "__objclass__", type).__module__
+    return where == "torch" or where.startswith("torch.")
 
 
 def _hollow(value: Any, hollows: list[Tensor]) -> Any:
@@ -194,13 +258,18 @@ def _signs(values: Any, tensors: list[FakeTensor]) -> tuple[Any, ...] | None:
             if inner is None:
                 return None
             signs.append(inner)
+        elif kind is slice:
+            inner = _signs((x.start, x.stop, x.step), tensors)
+            if inner is None:
+                return None
+            signs.append((kind, inner))
         else:
             return None
     return tuple(signs)
 
 
 _PLAIN = {
-    type(None), bool, int, float, str,
+    type(None), bool, int, float, str, type(...),
     torch.dtype, torch.device, torch.layout, torch.memory_format,
 }  # fmt: skip
 
@@ -247,13 +316,20 @@ def _answer(result: Any, tensors: Sequence[Any], device: torch.device | None = N
     outs: list[Any] = list(result) if several else [result]
     memory = [_storage(t) for t in tensors]
     kind: Any = FakeTensor if device is None else Tensor
-    parts, fresh = [], set()
+    parts: list[Any] = []
+    fresh = set()
     for out in outs:
-        if type(out) is not kind or out.requires_grad:
+        if type(out) is not kind:
+            return None
+        same = [k for k, t in enumerate(tensors) if t is out]
+        if same:
+            parts.append(same[0])
+            continue
+        if out.requires_grad:
             return None
         if out.constant is not None if device is None else not out.is_meta:
             return None
-        if out.layout != torch.strided or out.is_complex() or any(out is t for t in tensors):
+        if out.layout != torch.strided or out.is_complex():
             return None
         shared = [k for k, m in enumerate(memory) if m == _storage(out)]
         if len(shared) > 1 or (not shared and _storage(out) in fresh):

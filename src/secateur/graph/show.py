@@ -65,9 +65,22 @@ def notes(graph: Graph) -> list[str]:
             f"No rule for {named}: the axes that meet there are locked. secateur.graph.rule "
             "registers one."
         )
+    if graph.idle:
+        result.append(did_not_run(graph))
     if graph.on_data:
         result.append("Its control flow reads data: traced on the example's own values.")
     return result
+
+
+def did_not_run(graph: Graph) -> str:
+    """What did not run, and what that means for a plan."""
+    names = graph.idle
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return (
+        f"{', '.join(names[:4])}{more} did not run in this forward: they stay whole, and nothing "
+        "is known or proven of a forward that runs them after what feeds them was pruned. Trace "
+        "with inputs that run them, or leave what feeds them whole with ignore=[...]."
+    )
 
 
 def alike(classes: Iterable[UnitClass]) -> list[list[UnitClass]]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateur.errors import TraceError
 from secateur.graph.axes import Atom, lock, one
-from secateur.graph.capture import Calls, Recorder, mark_outputs
+from secateur.graph.capture import Calls, Recorder
 from secateur.graph.forward import (
     call_arguments,
     module_hooks,
@@ -18,6 +18,7 @@ from secateur.graph.forward import (
     run,
     skeleton,
     tensors_in,
+    tensors_of_output,
     uncollected,
 )
 from secateur.graph.freeze import freeze
@@ -66,6 +67,8 @@ def trace(model: nn.Module, example_inputs: Any, *, on_data: bool = False) -> Gr
 def _traced(model: nn.Module, example_inputs: Any, *, on_data: bool) -> Graph:
     try:
         recorder, atoms = _record(model, example_inputs, fake=not on_data)
+    except TraceError:
+        raise
     except Exception as error:
         if on_data or any(t.is_meta for t in (*model.parameters(), *model.buffers())):
             raise _explained(example_inputs, error) from error
@@ -84,6 +87,12 @@ def _check_inputs(model: nn.Module, example_inputs: Any) -> None:
     for wrapper, inside in _WRAPPERS.items():
         if type(model).__name__ == wrapper:
             raise TraceError(f"{wrapper} hides the forward: pass {inside} and wrap what comes out")
+    for name, module in model.named_modules():
+        if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
+            raise TraceError(
+                f"{name or type(model).__name__} is compiled, which hides its forward: prune the "
+                "model first and compile what comes out"
+            )
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError(
             "a TorchScript module has no Python forward: pass the model it was made from"
@@ -143,7 +152,13 @@ def _record(
         if not real.is_floating_point() and real.device.type != "meta":
             recorder.values[id(tensor)] = real.detach()
 
-    double = skeleton(model)
+    try:
+        double = skeleton(model)
+    except Exception as error:
+        raise TraceError(
+            f"this {type(model).__name__} cannot be copied, which tracing needs: {error}. Take the "
+            "attribute that holds it away while the model is pruned"
+        ) from error
     try:
         with module_hooks(double, recorder.scopes.enter, recorder.leave):
             output = run(
@@ -156,12 +171,26 @@ def _record(
     except Exception as error:
         error.__dict__["secateur_where"] = recorder.failed_in
         raise
-    mark_outputs(recorder, output)
+    _mark_outputs(recorder, output)
     read = {source for op in recorder.ops for source in op.sources}
     for name, axes in atoms.items():
         for e in axes if name not in read else ():
             lock(e, "not used by this forward")  # what it would have to agree with is not known
     return recorder, atoms
+
+
+def _mark_outputs(recorder: Recorder, output: Any) -> None:
+    """Lock every axis of what the model returns, and of nothing else."""
+    tensors = tensors_of_output(output)
+    if not tensors:
+        raise TraceError(
+            f"no tensor can be found in the {type(output).__name__} that the model's forward "
+            "returns, so its width could not be protected: return tensors, a tuple, list or dict "
+            "of them, or an object that has them as attributes"
+        )
+    for t in tensors:
+        for e in recorder.axes_of(t):
+            lock(e, "model output")
 
 
 def _explained(example_inputs: Any, error: Exception) -> TraceError:

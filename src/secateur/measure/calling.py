@@ -50,16 +50,55 @@ def words(error: Exception) -> str:
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's own mode comes back afterwards."""
+    """Evaluation mode without gradients; afterwards modes and buffers are as they were."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:
-        for model in models:
-            model.eval()
-        with torch.no_grad():
+        for module, _ in modes:  # not .eval(), which exported programs refuse
+            module.training = False
+        with kept_buffers(*models), torch.no_grad():
             yield
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def kept_buffers(*models: nn.Module) -> Iterator[None]:
+    """Buffers are afterwards as they were, whatever forwards count or keep in them.
+
+    One that is changed in place gets its values back, one that is replaced, added or removed is
+    put back, and with it the module's plain attributes, which may say what is in it.
+    """
+    modules = {id(m): m for model in models for m in model.modules()}
+    own = [(m, dict(m._buffers), dict(vars(m))) for m in modules.values()
+           if not isinstance(m, torch.jit.ScriptModule)]  # fmt: skip
+    tensors = {id(t): t for model in models for t in model.buffers()}
+    values = [(t, t.clone()) for t in tensors.values() if _has_values(t)]
+    try:
+        yield
+    finally:
+        for module, buffers, attributes in own:
+            there = module._buffers
+            if there.keys() != buffers.keys() or any(there[n] is not t for n, t in buffers.items()):
+                there.clear()
+                there.update(buffers)
+                for name, value in attributes.items():
+                    if isinstance(value, _PLAIN):
+                        vars(module)[name] = value
+        for tensor, value in values:
+            with torch.no_grad(), torch.inference_mode(tensor.is_inference()):
+                if tensor.shape != value.shape:
+                    tensor.data = value
+                elif not torch.equal(tensor, value):  # writing would break a backward pass
+                    tensor.copy_(value)
+
+
+_PLAIN = (bool, int, float, str, torch.Size, torch.device, torch.dtype, type(None))
+
+
+def _has_values(tensor: Tensor) -> bool:
+    made = not isinstance(tensor, nn.parameter.UninitializedBuffer)
+    return made and not tensor.is_meta and tensor.layout == torch.strided
 
 
 @contextmanager

@@ -209,6 +209,20 @@ def find(which: Any, amount: float | None = None, **options: Any) -> Method:
     return replace(made, name=found.name, stage=found.stage, paper=found.paper)
 
 
+def belongs(method: Method) -> str:
+    """The call that a method is for.
+
+    Example:
+        >>> belongs(find("flap"))
+        'sec.prune'
+    """
+    if method.stage == "runtime":
+        return "sec.gate"
+    if method.solver is not None:
+        return "sec.sparsify"
+    return "sec.prune" if method.stage == "after" else "sec.attach"
+
+
 @cache
 def _load() -> None:
     for stage in STAGES:

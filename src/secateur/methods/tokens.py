@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from secateur.engine.batches import require
 from secateur.engine.runtime import Counted, put
 from secateur.engine.sequential import standing_in
 from secateur.errors import PlanError
@@ -135,7 +136,7 @@ def install_between(
     Raises:
         PlanError: Blocks are not the sum of their input, an attention and one more part.
     """
-    depth = depth_of(model, data, parts=True)
+    depth = depth_of(model, require(data, "Leaving out tokens (one batch will do)"), parts=True)
     tokens = Tokens()
     for number, name in enumerate(depth.blocks):
         gaps = [gap for gap in depth.candidates if depth.block_of(gap) == number]

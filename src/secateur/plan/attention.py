@@ -110,6 +110,11 @@ def _additive(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
     return F.pad(mask, (0, k.shape[-2] - mask.shape[-1]))
 
 
+def keeps_off_fast_path(model: nn.Module) -> bool:
+    """True if some attention in a module can no longer be computed by the fused path."""
+    return any(isinstance(m, NarrowAttention) for m in model.modules())
+
+
 def narrow_attention(plan: Plan, path: str, module: nn.MultiheadAttention) -> None:
     """Turn a module whose projections the plan narrows into a ``NarrowAttention``."""
     prefix = f"{path}." if path else ""

@@ -19,12 +19,12 @@ from secateur.errors import BudgetError, ConfigError
 from secateur.graph import Graph
 from secateur.graph.classes import Axis, axis_mask
 from secateur.names import unknown
+from secateur.plan.timing import TOLERANCE, Clock
 from secateur.scope.order import Order
 
-TOLERANCE = 0.02
+_LITTLE = 0.25  # MACs below this part of the asked latency are worth a word
 METRICS = ("params", "macs", "memory", "latency")
 _TRIES = 400  # other choices tried when the budget falls inside a large bundle
-_MEASUREMENTS = 9  # latencies measured while bisecting
 Term = tuple[tuple[Axis, ...], str]
 Removed = Mapping[str, int]
 
@@ -191,7 +191,7 @@ def meet(
     order: Order,
     fixed: Mapping[str, Tensor],
     *,
-    latency: Callable[[nn.Module], float] | None = None,
+    clock: Clock | None = None,
     apply: Callable[[Mapping[str, Tensor]], nn.Module] | None = None,
 ) -> Tensor:
     """Which bundles go so that every budget is met, the tightest within 2 %.
@@ -205,7 +205,7 @@ def meet(
         keep: Metric -> fraction of the dense model's to keep.
         order: What may go, in order.
         fixed: Masks of classes that are decided already.
-        latency: Seconds (or any unit) of a forward of a model.
+        clock: For a budget of latency.
         apply: From masks to the pruned model; asked for only to measure latency.
 
     Returns:
@@ -238,9 +238,15 @@ def meet(
     if budget.forms and high > 0:
         chosen = _close(chosen, high, filled, budget)
     if "latency" in keep:
-        if apply is None or latency is None:
-            raise ConfigError("a latency budget needs a way to measure: pass latency=")
-        chosen = _latency(int(chosen.sum()), n, keep["latency"], budget, fixed, latency, apply)
+        if apply is None or clock is None:
+            raise ConfigError("a latency budget needs a way to measure: pass clock=")
+
+        def made(count: int) -> nn.Module:
+            return apply({**fixed, **budget.masks(index < count)})
+
+        first = int(chosen.sum())
+        count = clock.search(first, n, keep["latency"], made, dense=not first and not fixed)
+        chosen = chosen if count == first else index < count
     return chosen
 
 
@@ -292,44 +298,23 @@ def _fits(
     return filled(base | (free & (index < k))) <= 1
 
 
-def _latency(
-    first: int,
-    n: int,
-    fraction: float,
-    budget: Budget,
-    fixed: Mapping[str, Tensor],
-    latency: Callable[[nn.Module], float],
-    apply: Callable[[Mapping[str, Tensor]], nn.Module],
-) -> Tensor:
-    """The first bundles whose removal is measured to be fast enough.
-
-    Not within 2 % from below: speed comes in steps, and the clock is noisy.
-    """
-    index = torch.arange(n)
-    target = fraction * latency(budget.graph.model)
-
-    def measured(count: int) -> float:
-        return latency(apply({**fixed, **budget.masks(index < count)}))
-
-    if first and measured(first) <= target * (1 + TOLERANCE):
-        return index < first
-    low, high = first, n
-    fastest = measured(n)
-    if fastest > target * (1 + TOLERANCE):
-        raise BudgetError(
-            f"keep={dict(budget.keep)} cannot be met: with every class at its minimum width a "
-            f"forward still takes {fastest / target * fraction:.1%} of the dense model's time. "
-            "Lower min_width or raise max_ratio, or ask for more"
-        )
-    for _ in range(_MEASUREMENTS):
-        if high - low <= 1:
-            break
-        middle = (low + high) // 2
-        now = measured(middle)
-        if abs(now / target - 1) <= TOLERANCE:
-            return index < middle
-        low, high = (low, middle) if now <= target else (middle, high)
-    return index < high
+def timed_notes(
+    graph: Graph, keep: Mapping[str, float], masks: Mapping[str, Tensor], clock: Clock
+) -> tuple[str, ...]:
+    """What a reader should know of a plan that was made by a clock."""
+    fraction = keep.get("latency")
+    if fraction is None:
+        return ()
+    notes = [clock.note]
+    if any(op.work for op in graph.ops):
+        form = cost(graph, "macs")
+        left = plan_cost(form, graph, masks) / dense_cost(form, graph)
+        if left < _LITTLE * fraction:
+            notes.append(
+                f"only {left:.1%} of the MACs are left, for latency={fraction:g}: most of this "
+                "model's time is not in its products; give larger example inputs, or keep macs"
+            )
+    return tuple(notes)
 
 
 def _impossible(budget: Budget, fixed: Mapping[str, Tensor], everything: Tensor) -> str:

@@ -40,7 +40,7 @@ class Recorded:
         """How many of the first ``position`` entries of an axis stay."""
         if isinstance(axis, int):
             return position
-        return int(axis_mask(axis, self.plan.keep, self.plan.sizes)[:position].sum())
+        return self.plan.kept_before(axis, position)
 
     def groups(self, axis: Axis, count: int) -> int:
         """How many of ``count`` equal groups along an axis keep anything."""

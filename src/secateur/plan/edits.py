@@ -19,7 +19,6 @@ from secateur.plan.numbers import VALUES
 from secateur.plan.plan import Edit
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z][A-Za-z0-9_]*){0,3}", re.ASCII)
-_MODULE = re.compile(r"([A-Za-z0-9_][\w\- ]*(\.[A-Za-z0-9_][\w\- ]*)*)?")
 _ARGUMENT = re.compile(r"(args|kwargs)(/([0-9]{1,6}|[A-Za-z][A-Za-z0-9_]{0,63})){1,5}", re.ASCII)
 _LARGEST = 1 << 48
 
@@ -84,6 +83,19 @@ def check_edit(edit: Edit, where: str) -> None:
         good = pair and all(type(n) is int and 0 < n < _LARGEST for n in times)
         check(good and len(edit.value) == 1, f"{edit.name} has no proper factor")
     check(scaled or is_numbers(edit.value), f"{edit.name} would become something else than numbers")
+    check(edit.operands is not None, "an earlier secateur wrote it, and it tells no calls apart")
+    check(_are_shapes(edit.operands), "what its call looks like is no list of shapes")
+    check(type(edit.of) is int and 0 <= edit.of < 1 << 20, "it names no number of calls")
+    check(type(edit.varies) is bool, "'varies' is not true or false")
+    check(isinstance(edit.value, dict) or not edit.varies, f"{edit.name} has no factor")
+
+
+def _are_shapes(value: Any) -> bool:
+    def good(shape: Any) -> bool:
+        sizes = isinstance(shape, tuple) and len(shape) < 64
+        return sizes and all(n is None or (type(n) is int and 0 <= n < _LARGEST) for n in shape)
+
+    return isinstance(value, tuple) and len(value) < 4096 and all(good(shape) for shape in value)
 
 
 def check_target(model: nn.Module, edit: Edit, where: str) -> None:
@@ -114,8 +126,11 @@ def check_target(model: nn.Module, edit: Edit, where: str) -> None:
 
 
 def is_module(name: Any) -> bool:
-    """True for a text that can be the qualified name of a module."""
-    return isinstance(name, str) and len(name) < 400 and _MODULE.fullmatch(name) is not None
+    """True for a text that can be the qualified name of a module.
+
+    PyTorch allows any characters, and no path is made of it: a model has the module or has not.
+    """
+    return isinstance(name, str) and len(name) < 400 and "" not in name.split(".")[1:]
 
 
 def is_numbers(value: Any, depth: int = 0) -> bool:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +25,7 @@ from secateur.plan.gaps import Gap
 from secateur.plan.plan import Edit, Plan
 
 FORMAT = "secateur-plan"
-VERSION = 1
+VERSION = 2  # of 1 were plans whose edits of calls say only the number of the call
 LARGEST_FILE = 1 << 28  # bytes
 _LARGEST = 1 << 48  # elements of an axis
 _MOST_UNITS = 1 << 28  # units of all pruned classes together: a byte each in memory
@@ -201,10 +201,11 @@ def _lists(value: Any) -> Any:
 
 def _edit_data(edit: Edit) -> dict[str, Any]:
     data: dict[str, Any] = {"module": edit.module, "name": edit.name}
-    old = edit.old if is_numbers(edit.old) else None  # for the reader only
+    old = edit.old if is_numbers(edit.old) else None
     data |= {"value": _value_data(edit.value), "old": _value_data(old)}
     if edit.call is not None:
-        data |= {"function": edit.function, "call": edit.call}
+        data |= {"function": edit.function, "call": edit.call, "operands": _lists(edit.operands)}
+        data |= {name: getattr(edit, name) for name in ("varies", "of") if getattr(edit, name)}
     check_edit(edit, "the plan")
     return data
 
@@ -336,9 +337,12 @@ def _edits(data: Any, where: str) -> tuple[Edit, ...] | None:
     for k, item in enumerate(data):
         here = f"{where}: edit {k}"
         _check(here, isinstance(item, dict), "it is not a table")
-        fields = {"module", "name", "value", "old", "function", "call"}
-        _check(here, {"module", "name", "value"} <= item.keys() <= fields, "it has other fields")
+        known = {field.name for field in fields(Edit)}
+        _check(here, {"module", "name", "value"} <= item.keys() <= known, "it has other fields")
         edit = Edit(**{n: _value(v) if n in ("value", "old") else v for n, v in item.items()})
+        if isinstance(edit.operands, list):
+            operands = (tuple(o) if isinstance(o, list) else o for o in edit.operands)
+            edit = replace(edit, operands=tuple(operands))
         check_edit(edit, here)
         edits.append(edit)
     return tuple(edits)

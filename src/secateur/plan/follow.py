@@ -5,21 +5,28 @@ the plan predicts the shape of every result. Here the pruned shapes flow through
 (without data, or on real slices where the control flow reads data). A call whose own arguments give
 the predicted result is left alone; any other is made with the arguments that ``calls`` works out,
 and what had to be replaced is noted as an edit. One pass finds everything.
+
+``settled`` then makes the edits say how their calls look, so that a forward which takes another
+path finds them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from secateur.graph.capture import TENSOR
+from secateur.graph.classes import Axis
 from secateur.graph.forward import (
     Scopes,
     arguments_in,
@@ -30,8 +37,10 @@ from secateur.graph.forward import (
 )
 from secateur.graph.forward import skeleton as copied
 from secateur.graph.graph import FrozenCall, Graph
+from secateur.graph.remembered import called
 from secateur.plan.attention import NarrowAttention
 from secateur.plan.calls import Recorded, corrected, shape_is_enough
+from secateur.plan.mend import looks_like, shapes_in
 from secateur.plan.numbers import with_old_numbers
 from secateur.plan.plan import Edit, Plan
 from secateur.plan.surgery import narrowed
@@ -40,14 +49,31 @@ _LOOKAHEAD = 60
 Shapes = list[tuple[int, ...]]
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A call of the replay: as its module made it, and as it was after the edits.
+
+    ``scopes`` are the modules that were running, outermost first, each with something that is this
+    run of it.
+    """
+
+    function: str
+    scopes: tuple[tuple[str, Counter[str]], ...]
+    shapes: list[tuple[Any, ...]]
+    given: tuple[tuple[Any, ...], dict[str, Any]]
+    edited: tuple[tuple[Any, ...], dict[str, Any]]
+
+
 @dataclass
 class Outcome:
     """What a replay found: the edits needed, and where it stopped, if it did.
 
-    ``strange`` counts the calls that the dense forward did not make: it took another branch.
+    ``strange`` counts the calls that the dense forward did not make: it took another branch. The
+    ``call`` of an edit is the number of a call in ``seen`` until the edits are settled.
     """
 
     edits: list[Edit] = field(default_factory=list)
+    seen: list[Seen] = field(default_factory=list)
     strange: int = 0
     failed: FrozenCall | None = None
     module: str = ""
@@ -76,6 +102,11 @@ class Follow(TorchFunctionMode):
         self.position = 0
         self.strange = 0
         self.edits: list[Edit] = []
+        self.seen: list[Seen] = []
+        # Worked out before the forward, since its modes would see every step of it.
+        for axes in (a for c in calls for a in (*c.inputs, *c.outputs)):
+            for axis in axes:
+                plan.counts(axis)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -88,26 +119,23 @@ class Follow(TorchFunctionMode):
         call = self._recorded(name, module, ranks)
         if call is None:
             self.strange += 1
+            self._see(name, (args, kwargs), (args, kwargs))
             return func(*args, **kwargs)
-        with unset_fake_temporarily():  # the plan's masks are real tensors
-            recorded = Recorded(call, self.plan)
-            outputs = recorded.outputs
-            fixed = with_old_numbers(call, args, kwargs)
+        recorded = Recorded(call, self.plan)
+        outputs = recorded.outputs
+        fixed = with_old_numbers(call, args, kwargs)
         if shape_is_enough(name):
             # The forward's own sizes may already be right, or right said differently (-1, chunk).
             result = _as_decided(call, outputs, args, self._try(func, *fixed))
             if shapes_of(result) == outputs:
-                for path, old, new in differences((args, kwargs), fixed):
-                    self._note(scopes, name, path, old, new)
+                self._note(name, call, (args, kwargs), fixed)
                 return result
-        with unset_fake_temporarily():
+        with unset_fake_temporarily():  # the plan's masks are real tensors
             fixed_args, fixed_kwargs = corrected(recorded, *fixed)
-        changes = differences((args, kwargs), (fixed_args, fixed_kwargs))
-        for path, old, new in changes:
-            self._note(scopes, name, path, old, new)
-        function = torch.split if name.endswith("chunk") and changes else func
+        changed = self._note(name, call, (args, kwargs), (fixed_args, fixed_kwargs))
+        function = torch.split if name.endswith("chunk") and changed else func
         try:
-            result = function(*fixed_args, **fixed_kwargs)
+            result = called(function, fixed_args, fixed_kwargs)
         except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
             raise Mismatch(call, f"{name} raised {type(error).__name__}: {error}") from error
         result = _as_decided(call, outputs, args, result)
@@ -118,7 +146,7 @@ class Follow(TorchFunctionMode):
 
     def _try(self, func: Any, args: Any, kwargs: Any) -> Any:
         try:
-            return func(*args, **kwargs)
+            return called(func, args, kwargs)
         except (RuntimeError, TypeError, ValueError, IndexError, AssertionError):
             return None
 
@@ -130,19 +158,101 @@ class Follow(TorchFunctionMode):
         """
         for k in range(self.position, min(len(self.calls), self.position + _LOOKAHEAD)):
             call = self.calls[k]
-            same = call.function == name and call.module == module
+            # What a chunk became in a model that was mended before is a split.
+            known = call.function.replace("split", "chunk") == name.replace("split", "chunk")
+            same = known and call.module == module
             if same and [len(axes) for axes in call.inputs] == ranks:
                 self.position = k + 1
                 return call
         return None
 
-    def _note(self, scopes: Any, name: str, path: str, old: Any, new: Any) -> None:
-        module, index = scopes[-1] if scopes else ("", 0)
-        value = new
-        scalable = isinstance(old, int) and isinstance(new, int) and old > 0 and new > 0
-        if scalable and name in ("view", "reshape", "expand", "unflatten", "new_zeros", "zeros"):
-            value = {"times": _reduced(new, old)}
-        self.edits.append(Edit(module, path, value, old, name, index))
+    def _see(self, name: str, given: Any, edited: Any) -> None:
+        scopes = tuple(zip(self.scopes.stack, self.scopes.entered, strict=True))
+        bare, after = _bare(given), _bare(edited)
+        self.seen.append(Seen(name, scopes, shapes_in(*given), bare, after))
+
+    def _note(self, name: str, call: FrozenCall, given: Any, wanted: Any) -> bool:
+        """Write down what has to be replaced in a call; True if that is anything."""
+        changes = differences(given, wanted)
+        self._see(name, given, wanted)
+        if not changes:
+            return False
+        operands = tuple(
+            tuple(None if _varies(e) else self.plan.counts(e)[1] for e in axes)
+            for axes in call.inputs
+            if axes
+        )
+        for path, old, new in changes:
+            old, new = (x.item() if isinstance(x, np.generic) else x for x in (old, new))
+            value, varies = new, False
+            scalable = isinstance(old, int) and isinstance(new, int) and old > 0 and new > 0
+            if scalable and name in _SCALED:
+                value = {"times": _reduced(new, old)}
+                sizes = [e for axes in call.outputs for e in axes if self.plan.counts(e)[1] == new]
+                varies = any(_varies(e) for e in sizes)
+            number = len(self.seen) - 1
+            self.edits.append(Edit(call.module, path, value, old, name, number, operands, varies))
+        return True
+
+
+_SCALED = {"view", "reshape", "expand", "unflatten", "new_zeros", "zeros"}
+
+
+def _varies(axis: Axis) -> bool:
+    """True if some of an axis is of no class: it may be the batch or the sequence."""
+    return any(isinstance(e, int) for e in _parts(axis))
+
+
+def _parts(axis: Axis) -> Iterator[Axis]:
+    if isinstance(axis, tuple) and axis[0] in ("prod", "sum"):
+        for e in axis[1:]:
+            yield from _parts(e)
+    elif isinstance(axis, tuple) and axis[0] == "take":
+        yield from _parts(axis[1])
+    else:
+        yield axis
+
+
+def _bare(value: Any) -> Any:
+    """Arguments without the data of tensors."""
+    if isinstance(value, tuple | list):
+        return tuple(_bare(v) for v in value)
+    if isinstance(value, dict):
+        return {k: _bare(v) for k, v in value.items()}
+    return TENSOR if isinstance(value, Tensor) else value
+
+
+def settled(outcome: Outcome) -> list[Edit]:
+    """The edits in terms of what their calls look like.
+
+    If all calls of a module that look alike need the same value, it is used wherever a call looks
+    like that, as often as it comes; otherwise they are told apart by their order.
+    """
+    seen = outcome.seen
+    wanted: dict[tuple[int, str], Any] = {(e.call or 0, e.name): e.value for e in outcome.edits}
+    result: list[Edit] = []
+    for edit in outcome.edits:
+        number = edit.call or 0
+        runs = {
+            i: next((run for module, run in s.scopes if module == edit.module), None)
+            for i, s in enumerate(seen)
+            if s.function == edit.function
+        }
+        alike = [i for i, run in runs.items() if run is not None and _alike(edit, seen[i])]
+        if all(wanted.get((i, edit.name)) == edit.value for i in alike):
+            edit = replace(edit, call=0)
+        else:
+            here = [i for i in alike if runs[i] is runs[number]]
+            edit = replace(edit, call=here.index(number), of=len(here))
+        if edit not in result:
+            result.append(edit)
+    return result
+
+
+def _alike(edit: Edit, call: Seen) -> bool:
+    # What the modules inside one have edited is what it sees.
+    args, kwargs = call.given if call.scopes[-1][0] == edit.module else call.edited
+    return looks_like(edit, call.function, call.shapes, args, kwargs)
 
 
 def _as_decided(call: FrozenCall, outputs: Shapes, args: Any, result: Any) -> Any:
@@ -243,4 +353,5 @@ def follow(graph: Graph, plan: Plan, model: nn.Module) -> Outcome:
         outcome.module = running[0] if running else ""
         outcome.error = f"{type(error).__name__}: {error}"
     outcome.edits, outcome.reached, outcome.strange = mode.edits, mode.position, mode.strange
+    outcome.seen = mode.seen
     return outcome

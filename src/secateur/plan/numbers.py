@@ -10,7 +10,7 @@ from torch import Tensor
 from secateur.graph.graph import FrozenCall
 
 # Whole numbers among the arguments of these are operands, not sizes.
-_ARITHMETIC = {
+ARITHMETIC = {
     "mul", "div", "add", "sub", "pow", "rsub", "rmul", "rdiv", "rpow", "truediv", "rtruediv",
     "radd",
     "imul", "idiv", "itruediv", "iadd", "isub", "true_divide", "multiply", "divide", "floordiv",
@@ -43,7 +43,7 @@ def with_old_numbers(
         >>> with_old_numbers(call, (12,), {"dtype": torch.float})
         ((24,), {'dtype': torch.float32})
     """
-    whole = call.function.strip("_") in _ARITHMETIC
+    whole = call.function.strip("_") in ARITHMETIC
     places = VALUES.get(call.function, ()) if _is_a_quantity(call, args, kwargs) else ()
     if len(args) == len(call.args):
         pairs = zip(args, call.args, strict=True)

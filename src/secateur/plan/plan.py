@@ -27,8 +27,11 @@ class Edit:
     """One thing that the Python side of the model must say differently once sizes have changed.
 
     With ``call`` None, attribute ``name`` of ``module`` is set to ``value`` (``config.num_heads``
-    style paths are allowed). Otherwise argument ``name`` of the ``call``-th call of ``function`` in
-    that module's forward is replaced by ``value``.
+    style paths are allowed). Otherwise argument ``name`` is replaced by ``value`` in those calls of
+    ``function`` in that module's forward which give it as ``old`` (if it ``varies`` with the
+    inputs, as any multiple of what can be rescaled) to tensors of the shapes ``operands``, where
+    None is any size. With ``of`` > 0 the forward makes that many such calls, and only number
+    ``call`` of them is meant.
     """
 
     module: str
@@ -37,6 +40,9 @@ class Edit:
     old: Any = None
     function: str | None = None
     call: int | None = None
+    operands: tuple[tuple[int | None, ...], ...] | None = None
+    varies: bool = False
+    of: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,18 @@ class Plan:
             old = axis_kept(axis, {}, self.sizes)
             self._counts[axis] = (old, axis_kept(axis, self.keep, self.sizes))
         return self._counts[axis]
+
+    @cached_property
+    def _positions(self) -> dict[Axis, list[int]]:
+        return {}
+
+    def kept_before(self, axis: Axis, position: int) -> int:
+        """How many of the first ``position`` positions of a frozen axis stay."""
+        if axis not in self._positions:
+            mask = axis_mask(axis, self.keep, self.sizes)
+            self._positions[axis] = [0, *mask.cumsum(0).tolist()]
+        counts = self._positions[axis]
+        return counts[slice(position).indices(len(counts) - 1)[1]]  # as in ``mask[:position]``
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         """Shape of a parameter or buffer after the plan is applied."""

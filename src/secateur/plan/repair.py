@@ -26,7 +26,8 @@ from secateur.errors import SurgeryError
 from secateur.graph.classes import Axis, classes_in
 from secateur.graph.forward import skeleton as copied
 from secateur.graph.graph import FrozenCall, Graph
-from secateur.plan.follow import Outcome, follow
+from secateur.plan.follow import Outcome, follow, settled
+from secateur.plan.mend import unmend
 from secateur.plan.plan import Edit, Plan
 from secateur.plan.surgery import change_python_side, set_attribute
 
@@ -67,6 +68,7 @@ def prepare(graph: Graph, plan: Plan) -> Plan:
 def solve(graph: Graph, plan: Plan) -> tuple[list[Edit], Outcome]:
     """Attribute edits and call edits that make the forward give the predicted shapes."""
     skeleton = copied(graph.model)
+    unmend(skeleton)  # the edits of a model that was pruned before are all found anew
     change_python_side(replace(plan, edits=()), skeleton)
     before = outcome = follow(graph, plan, skeleton)
     settings: list[Setting] = []
@@ -83,7 +85,7 @@ def solve(graph: Graph, plan: Plan) -> tuple[list[Edit], Outcome]:
     if len(settings) > 1 or (settings and not _better(outcome, before)):
         settings, outcome = _minimal(graph, plan, skeleton, settings, outcome)
     edits = [Edit(m, s.name, new, old) for s in settings for m, old, new in s.changes]
-    return edits + _groups(graph, plan, skeleton) + outcome.edits, outcome
+    return edits + _groups(graph, plan, skeleton) + settled(outcome), outcome
 
 
 _GROUPS = ("num_key_value_groups", "n_rep")  # of transformers, and of Llama's own code

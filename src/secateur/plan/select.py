@@ -6,7 +6,6 @@ import importlib.util
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,12 +16,15 @@ from secateur import scope as scopes
 from secateur.engine.statistics import Statistics, collect
 from secateur.errors import BudgetError, ConfigError, PlanError
 from secateur.granularity import units
+from secateur.granularity.whole import by_element
 from secateur.graph import Graph, UnitClass
 from secateur.graph.forward import uncollected
+from secateur.graph.show import did_not_run
 from secateur.names import match_names, unknown
 from secateur.plan import budget
 from secateur.plan.plan import Plan
 from secateur.plan.show import narrow
+from secateur.plan.timing import Clock
 from secateur.scope.order import Limits, Order, order
 
 HEADS = {"head", "kv_head", "query"}
@@ -62,8 +64,9 @@ def plan(
         amount: Fraction of the units to remove, in [0, 1). Removing half of the inputs and outputs
             of a layer removes three quarters of its weights.
         keep: Budget instead: fraction in (0, 1] to keep of ``params``, ``macs``, ``memory``
-            (weights, buffers and the largest operator) or measured ``latency``; met within 2 %
-            (latency: as well as it can be measured). Several budgets are all met.
+            (weights, buffers and the largest operator) or measured ``latency`` (of a forward on the
+            example inputs; 0.6 = 0.6 of the dense model's time); met within 2 % (latency: as well
+            as it can be measured, see ``plan.timing``). Several budgets are all met.
         criterion: Name, (name, options), ``Criterion``, or function of (weight, stats).
         scope: ``uniform``, ``global``, ``isomorphic``, or a function from (graph, classes) to
             pools.
@@ -87,13 +90,14 @@ def plan(
         normalizer: How scores of a class are scaled before classes are compared: none, sum, mean,
             max, std, gaussian, lamp, relative.
         statistics: Gathered already by ``engine.statistics.collect``, instead of ``data``.
-        latency: Seconds of a forward of a model; default: the median over interleaved runs.
+        latency: Seconds of a forward of a model; default: dense and pruned are timed in turn, on a
+            CPU in processor time, which other programs change little.
         seed: For criteria and statistics that draw at random.
         check: Solve for the changes of Python attributes too; classes that cannot be made smaller
             are given back, noted, and the budget is met without them.
 
     Returns:
-        The plan. The same arguments give the same plan.
+        The plan. The same arguments give the same plan, but for what a clock says.
 
     Raises:
         ConfigError: An unknown name, or a value out of range.
@@ -113,12 +117,15 @@ def plan(
     pools_of = scopes.find(scope)
     classes = eligible(graph, ignore=ignore, kinds=kinds, statistical=statistical)
     fixed_amounts = _overridden(graph, classes, overrides or {})
-    if chosen.needs and statistics is None:
+    read_off = chosen
+    if chosen.level == "model":
+        read_off, statistics = by_element(graph, classes, chosen, data, loss, seed)
+    elif chosen.needs and statistics is None:
         statistics = collect(graph, chosen.needs, data, loss=loss, classes=classes, seed=seed)
     scores = units.score(
         graph,
         classes,
-        chosen,
+        read_off,
         statistics,
         reduction=reduction,
         normalizer=normalizer,
@@ -130,7 +137,7 @@ def plan(
             f"criterion {chosen.name} has nothing to say about any of the {len(classes)} classes "
             f"of this model ({_remedy(chosen)})"
         )
-    notes = _left_out(chosen, classes, scored)
+    notes, clock = _left_out(chosen, classes, scored), Clock(graph, latency)
     made_by = {
         "amount": amount,
         "budget": dict(keep) if keep else None,
@@ -152,6 +159,8 @@ def plan(
         "torch": torch.__version__,
     }
 
+    short: list[str] = []
+
     def limits(ratio: float) -> Limits:
         return Limits(max_ratio=ratio, min_width=min_width, round_to=round_to or 1)
 
@@ -164,11 +173,9 @@ def plan(
         pools = [list(p) for p in pools_of(graph, shared)]
         ordered = order(pools, scores, limits(ratio))
         if keep:
-            go = budget.meet(
-                graph, keep, ordered, fixed, latency=latency or _clock(graph), apply=small
-            )
+            go = budget.meet(graph, keep, ordered, fixed, clock=clock, apply=small)
         else:
-            go = _amount(ordered, pools, float(amount or 0.0), ratio)
+            go, short[:] = _amount(ordered, pools, float(amount or 0.0), limits(ratio))
         return {**fixed, **ordered.masks(ordered.removed(go))}
 
     def small(masks: Mapping[str, Tensor]) -> nn.Module:
@@ -184,7 +191,9 @@ def plan(
 
     with uncollected():
         made = _prepared(graph, select, scored, made_by, notes, keep, check=check)
-    return replace(made, notes=(*made.notes, *narrow(made)))
+    timed = budget.timed_notes(graph, keep or {}, made.keep, clock)
+    idle = (did_not_run(graph),) if graph.idle else ()
+    return replace(made, notes=(*made.notes, *short, *narrow(made), *timed, *idle))
 
 
 def _prepared(
@@ -300,34 +309,30 @@ def _overridden(
     return {n: overrides[p] for n, p in matched.items() if n in names}
 
 
-def _amount(ordered: Order, pools: list[list[UnitClass]], amount: float, ratio: float) -> Tensor:
-    """The bundles of the first ``amount`` of every pool, or an error if widths forbid it."""
+def _amount(
+    ordered: Order, pools: list[list[UnitClass]], amount: float, limits: Limits
+) -> tuple[Tensor, list[str]]:
+    """The bundles of the first ``amount`` of every pool, and a note if that is less than asked.
+
+    Where each class is a pool of its own, it goes to the nearest width it may have.
+    """
     go = ordered.at < amount - 1e-9
     removed = sum(ordered.removed(go).values())
-    total = sum(c.size for pool in pools for c in pool)
+    classes = [c for pool in pools for c in pool]
+    total = sum(c.size for c in classes)
     shared = any(len(pool) > 1 for pool in pools)
-    if shared and go.all() and removed < (1 - budget.TOLERANCE) * amount * total:
+    rounding = sum(min(limits.step(c), c.size - 1) / 2 for c in classes)
+    least = (1 - budget.TOLERANCE) * amount * total if shared else amount * total - rounding - 0.5
+    if amount * total < 1 or (removed >= least and (len(go) or not total)):
+        return go, []
+    went = f"amount={amount}: {removed} of {total} units ({removed / total:.1%}) go"
+    if not len(go) or (shared and go.all()):
         raise BudgetError(
-            f"amount={amount} cannot be met: with every class at its minimum width {removed} of "
-            f"{total} units ({removed / total:.1%}) go. Lower min_width or round_to, raise "
-            f"max_ratio (now {ratio:g}), or ask for amount <= {removed / total:.3f}"
+            f"{went}, with every class at its minimum width, so it cannot be met. Lower min_width "
+            f"or round_to, raise max_ratio (now {limits.max_ratio:g}), or ask for amount <= "
+            f"{removed / total:.3f}"
         )
-    return go
-
-
-def _clock(graph: Graph) -> Callable[[nn.Module], float]:
-    """Median seconds of a forward on the example inputs, each model timed beside the dense one."""
-
-    def latency(model: nn.Module) -> float:
-        from secateur.measure.calling import call, evaluating
-        from secateur.measure.latency import speedup, time_interleaved
-
-        both = (graph.model, model)
-        with evaluating(*both):
-            dense, this = time_interleaved([partial(call, m, graph.example_inputs) for m in both])
-        return 1.0 / speedup(dense, this).ratio
-
-    return latency
+    return go, [f"{went}: min_width, round_to or max_ratio hold some classes back"]
 
 
 def _left_out(
@@ -361,8 +366,9 @@ def _check_numbers(
         raise ConfigError(
             'give either amount= (fraction of units removed) or keep= (a budget, as {"macs": 0.5})'
         )
-    if keep is not None and not isinstance(keep, Mapping):
-        raise ConfigError(f'keep={keep!r} must name what is kept, as {{"macs": 0.5}}')
+    for what, asked, as_in in (("keep", keep, "macs"), ("overrides", overrides, "layer1.*")):
+        if asked is not None and not isinstance(asked, Mapping):
+            raise ConfigError(f'{what}={asked!r} must be a dict, as {{"{as_in}": 0.5}}')
     given = {"amount": amount, **{f"overrides[{k!r}]": v for k, v in (overrides or {}).items()}}
     for what, value in given.items():
         if value is not None and not (_number(value) and 0 <= value < 1):

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.graph.forward import call_arguments, evaluating, named_tensors, tensors_in
+from secateur.graph.forward import call_arguments, named_tensors, tensors_in
+from secateur.measure.calling import evaluating
 from secateur.plan.gaps import is_config
 from secateur.plan.plan import Plan
 from secateur.plan.repair import parts_of

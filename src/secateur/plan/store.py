@@ -43,7 +43,8 @@ from secateur.plan.stock import is_pretrained, stock
 from secateur.plan.surgery import change_python_side, check_architecture
 
 CARD = "README.md"
-_NAMES = {PLAN, WEIGHTS, BUFFERS, CARD, "config.json", "generation_config.json"}
+_NAMES = {PLAN, WEIGHTS, BUFFERS, CARD, "config.json", "generation_config.json",
+          "metrics.json", "report.html"}  # fmt: skip
 
 
 def save(
@@ -53,6 +54,7 @@ def save(
     *,
     card: str | None = None,
     extra: Mapping[str, Any] | None = None,
+    beside: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a pruned model, so that ``load`` brings it back without pickle.
@@ -68,6 +70,7 @@ def save(
         plan: The plan.
         card: Text of README.md; default: a short one.
         extra: What else to keep in plan.json: metrics, the command, anything JSON can say.
+        beside: Name -> text of other files to write with these: the record and page of a run.
         overwrite: Replace files of the same names that something else wrote.
 
     Returns:
@@ -100,6 +103,7 @@ def save(
         files |= {name: write_text(content) for name, content in described.files.items()}
         text = f"{text.rstrip()}\n\n{described.note}\n"
     files[CARD] = write_text(text)
+    files |= {name: write_text(content) for name, content in (beside or {}).items()}
 
     def write_plan(path: Path) -> None:
         text = encode(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.errors import PlanError, SurgeryError
 from secateur.graph.forward import named_tensors, skeleton, uncollected, uncopied
-from secateur.plan.attention import narrow_attention
+from secateur.plan.attention import keeps_off_fast_path, narrow_attention
 from secateur.plan.gaps import drop
 from secateur.plan.mend import mend
 from secateur.plan.selection import fill as fill_in
@@ -72,7 +72,15 @@ def _some(names: list[str]) -> str:
 def narrowed(plan: Plan, name: str, tensor: Tensor) -> Tensor:
     """The kept part of a parameter or buffer, or of anything of its shape."""
     result = gather(tensor.detach(), plan.selection(name))
-    return result.contiguous() if result is not tensor else result
+    return result.contiguous(memory_format=memory_format_of(tensor))
+
+
+def memory_format_of(tensor: Tensor) -> torch.memory_format:
+    """Channels last where the tensor is so and not contiguous as well."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = formats.get(tensor.dim(), torch.contiguous_format)
+    kept = not tensor.is_contiguous() and tensor.is_contiguous(memory_format=last)
+    return last if kept else torch.contiguous_format
 
 
 def masked(plan: Plan, name: str, tensor: Tensor) -> Tensor:
@@ -118,6 +126,9 @@ def change_python_side(plan: Plan, model: nn.Module) -> None:
         _standard_attributes(plan, path, module)
         if isinstance(module, nn.RNNBase) and all(not p.is_meta for p in module.parameters()):
             module.flatten_parameters()
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and keeps_off_fast_path(module):
+            module.use_nested_tensor = False  # only the fused path of its layers can take them
     calls: dict[str, list[Edit]] = {}
     for edit in plan.edits or ():
         if edit.call is not None:
@@ -196,14 +207,64 @@ def _standard_attributes(plan: Plan, path: str, module: nn.Module) -> None:
 def apply_to_optimizer(plan: Plan, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Narrow an optimizer's state along with the parameters (after ``apply(inplace=True)``).
 
-    Slots of a parameter's shape are narrowed like it; scalars stay. State of the dense model is
-    told from that of the pruned one by its shape.
+    Slots of a parameter's shape are narrowed like it, and so are those that lack one of its axes or
+    have 1 there (factored second moments); single numbers stay. State of the dense model is told
+    from that of the pruned one by its shape. Nothing changes on an error.
     """
     names = {id(p): n for n, p in model.named_parameters()}
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    kind = type(optimizer).__name__
+    if not held & names.keys():
+        raise PlanError(
+            f"{kind} holds no parameter of this {type(model).__name__}: pass the model that it "
+            "trains, pruned by plan.apply(model, inplace=True)"
+        )
+    changes = []
     for parameter, slots in optimizer.state.items():
         name = names.get(id(parameter))
         if name is None:
             continue
         for key, value in slots.items():
-            if isinstance(value, Tensor) and tuple(value.shape) == tuple(plan.shapes[name]):
-                slots[key] = narrowed(plan, name, value)
+            found = None
+            if isinstance(value, Tensor) and value.numel() > 1:
+                found = _narrowed_slot(plan, name, value)
+            if found is None and not _is_plain(value):
+                raise PlanError(
+                    f"{kind} keeps {key!r} of {name}, which cannot be narrowed with it: make a new "
+                    "optimizer for the pruned model"
+                )
+            if found is not None:
+                changes.append((slots, key, found))
+    for slots, key, found in changes:
+        slots[key] = found
+
+
+def _is_plain(value: Any) -> bool:
+    numbers = (bool, int, float, str, type(None))
+    return isinstance(value, numbers) or (isinstance(value, Tensor) and value.numel() == 1)
+
+
+def _narrowed_slot(plan: Plan, name: str, slot: Tensor) -> Tensor | None:
+    """The kept part of a slot of the parameter's shape, or of it without one or more axes."""
+    old, new, shape = tuple(plan.shapes[name]), plan.shape(name), tuple(slot.shape)
+    if shape == old:
+        return narrowed(plan, name, slot)
+    if shape == new:
+        return slot
+    if any(len(dims) == 2 for dims, _ in plan.selection(name)):
+        return None  # each row keeps other columns, and the slot has one for all rows
+    missing = [k for k in range(len(old)) if old[:k] + old[k + 1 :] == shape]
+    if len({new[:k] + new[k + 1 :] for k in missing}) > 1:
+        return None  # equal sizes: it cannot be told which axis is not there
+    if missing:
+        rows = missing[0]
+        full = slot.unsqueeze(rows)
+    elif len(shape) == len(old) and all(s in (1, o) for s, o in zip(shape, old, strict=True)):
+        full = slot
+    else:
+        return None
+    part = narrowed(plan, name, full.expand(old))
+    for axis, size in enumerate(full.shape):
+        if size == 1:
+            part = part.narrow(axis, 0, 1)
+    return (part.squeeze(missing[0]) if missing else part).clone()

@@ -19,18 +19,20 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from secateur.engine.masks import MaskSet
-from secateur.errors import PlanError
+from secateur.errors import PlanError, SecateurError, SurgeryError, TraceError
 from secateur.graph.classes import Axis, UnitClass
 from secateur.graph.forward import (
     call_arguments,
-    evaluating,
     module_hooks,
     named_tensors,
     run,
     skeleton,
     tensors_in,
+    tensors_of_output,
     uncopied,
 )
+from secateur.graph.show import did_not_run
+from secateur.measure.calling import evaluating, kept_buffers
 from secateur.plan.gaps import drop, skipping
 from secateur.plan.reference import Reference, ReferenceError
 from secateur.plan.selection import gather, selection
@@ -101,7 +103,10 @@ def verify(
         seed: Of the random inputs.
 
     Returns:
-        What was found; it never raises because the models differ.
+        What was found; it never raises because the outputs differ.
+
+    Raises:
+        SurgeryError: The pruned model does not run on inputs on which the dense one does.
     """
     if model is None or (plan.graph is None and (example_inputs is None or not plan.exact)):
         if plan.graph is None:
@@ -122,14 +127,14 @@ def verify(
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     tolerance = TOLERANCE.get(dtype, 1e-4)
     inputs = randomised(example_inputs, seed)
-    dense = outputs_of(model, inputs, seed)
+    dense = _of_dense(model, inputs, seed)
     try:
         reference = _reference(plan, model, inputs, seed)
     except ReferenceError as none:
         return Verification(
             False, float("nan"), tolerance, float("nan"), plan.exact, proven=False, note=str(none)
         )
-    result = outputs_of(pruned, inputs, seed)
+    result = _of_pruned(pruned, inputs, seed)
     if not any(t.is_floating_point() or t.is_complex() for t in reference):
         return Verification(
             False, float("nan"), tolerance, float("nan"), plan.exact, proven=False,
@@ -144,6 +149,8 @@ def verify(
             f"masking changes the output by {change:.1e} on these inputs, no more than the "
             "tolerance: the comparison shows little"
         )
+    if plan.graph is not None and plan.graph.idle:
+        note = " ".join(filter(None, (note, did_not_run(plan.graph))))
     where = None if ok else _where(plan, model, pruned, inputs, seed, tolerance)
     return Verification(ok, error, tolerance, change, plan.exact, where, note=note)
 
@@ -192,7 +199,31 @@ def outputs_of(model: nn.Module, inputs: Any, seed: int) -> list[Tensor]:
     args, kwargs = call_arguments(tree_map(_copied, inputs))
     with evaluating(model), torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)  # a forward that draws noise draws the same for both
-        return [t.clone() for t in tensors_in(model(*args, **kwargs))]
+        return [t.clone() for t in tensors_of_output(model(*args, **kwargs))]
+
+
+def _of_dense(model: nn.Module, inputs: Any, seed: int) -> list[Tensor]:
+    try:
+        return outputs_of(model, inputs, seed)
+    except SecateurError:
+        raise
+    except Exception as error:  # fake tensors, which the trace runs on, let some types pass
+        raise TraceError(
+            f"the dense {type(model).__name__} does not run on the example inputs: "
+            f"{type(error).__name__}: {error}. Pass inputs of the types that it takes."
+        ) from error
+
+
+def _of_pruned(model: nn.Module, inputs: Any, seed: int) -> list[Tensor]:
+    try:
+        return outputs_of(model, inputs, seed)
+    except SecateurError:
+        raise
+    except Exception as error:  # any line of the user's forward may raise
+        raise SurgeryError(
+            f"the pruned {type(model).__name__} does not run on inputs on which the dense one "
+            f"does: {type(error).__name__}: {error}. Leave what is at fault whole: ignore=[...]."
+        ) from error
 
 
 def _copied(t: Any) -> Any:
@@ -265,13 +296,13 @@ def _reference(plan: Plan, model: nn.Module, inputs: Any, seed: int) -> list[Ten
     modes: list[Any] = []
     if not plan.exact:
         modes = [Reference(*_on_data(plan, model, inputs))]
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), kept_buffers(model):
         torch.manual_seed(seed)
         # Detached, as in the trace: which kernels a product takes depends on who needs gradients.
         output = run(
             skeleton(model), inputs, modes, fake=False, state=lambda n, t: state[n].detach()
         )
-    return [t.clone() for t in tensors_in(output)]
+    return [t.clone() for t in tensors_of_output(output)]
 
 
 def _on_data(plan: Plan, model: nn.Module, inputs: Any) -> tuple[Plan, tuple[FrozenOp, ...]]:

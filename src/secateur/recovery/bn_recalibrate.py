@@ -85,20 +85,15 @@ class BNRecalibrate:
         require_finite(model)
         moments = {name: _Moments() for name in layers}
         used = 0
-        before = [(b, b.clone()) for m in layers.values() for b in m.buffers(recurse=False)]
-        try:
-            with evaluating(model), ExitStack() as hooks:
-                for name, module in layers.items():
-                    module.train()
-                    add = moments[name].add
-                    handle = module.register_forward_pre_hook(add, with_kwargs=True)
-                    hooks.callback(handle.remove)
-                for batch in take(source, self.batches):
-                    run(model, to_device(batch, device_of(model)), self.forward)
-                    used += 1
-        finally:  # training mode has moved the statistics in its own way
-            for buffer, old in before:
-                buffer.copy_(old)
+        with evaluating(model), ExitStack() as hooks:  # which undoes what training mode moves
+            for name, module in layers.items():
+                module.train()
+                add = moments[name].add
+                handle = module.register_forward_pre_hook(add, with_kwargs=True)
+                hooks.callback(handle.remove)
+            for batch in take(source, self.batches):
+                run(model, to_device(batch, device_of(model)), self.forward)
+                used += 1
         for name, seen in moments.items():
             if seen.count and not bool(torch.isfinite(seen.mean + seen.deviations).all()):
                 raise DataError(

@@ -45,6 +45,8 @@ class FineTune:
         loss: ``(output, target) -> scalar``; the target is the tuple's last element, or the dict.
         forward: ``(model, batch) -> output`` for batches that are neither tuples nor dicts.
         clip: largest norm of all gradients together.
+        rescale_dropout: drop less where connections are gone: dropout modules behind a layer of
+            which a fraction c is left get their rate times the root of c (arXiv:1506.02626).
         progress: show a bar with loss and time left (on standard error).
         seed: of the data order and of everything random in training.
     """
@@ -66,6 +68,7 @@ class FineTune:
     loss: Loss | None = None
     forward: Forward | None = None
     clip: float | None = None
+    rescale_dropout: bool = False
     progress: bool = True
     seed: int = 0
 

@@ -1,10 +1,13 @@
 """The protocol of a recovery, and the names its members are found by."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import nn
 
+step_of_run: ContextVar[str] = ContextVar("step_of_run", default="")
 members: dict[str, type] = {}
 T = TypeVar("T", bound=type)
 
@@ -32,6 +35,16 @@ class Recovery(Protocol):
             A JSON-able report of what was done.
         """
         ...
+
+
+@contextmanager
+def step(number: int, count: int) -> Iterator[None]:
+    """While this lasts, bars of recoveries say which of several steps they belong to."""
+    token = step_of_run.set(f", step {number} of {count}" if count > 1 else "")
+    try:
+        yield
+    finally:
+        step_of_run.reset(token)
 
 
 def member(name: str) -> Callable[[T], T]:

@@ -18,12 +18,14 @@ from torch.optim import Optimizer
 
 from secateur.engine.batches import require_finite
 from secateur.engine.checkpoint import digest, load_state, restore_rng, rng_state, save_state
+from secateur.engine.dropout import rescaled_dropout
 from secateur.engine.hold import held
 from secateur.engine.masks import MaskSet
 from secateur.engine.order import epoch_batches, generators_kept
 from secateur.errors import ConfigError, DataError, StoreError
 from secateur.measure.calling import describe, device_of, evaluating, to_device
 from secateur.recovery.optimization import build_optimizer, set_rate
+from secateur.recovery.registry import step_of_run
 
 if TYPE_CHECKING:
     from secateur.recovery.fine_tune import FineTune
@@ -144,7 +146,12 @@ def train(
     run = _Run(model, optimizer, scaler, how, total, last, identity, place)
     start = time.perf_counter()
     try:
-        with generators_kept(data), torch.enable_grad(), held(model, optimizer, masks):
+        with (
+            generators_kept(data),
+            torch.enable_grad(),
+            held(model, optimizer, masks),
+            rescaled_dropout(model, plan, how.rescale_dropout),
+        ):
             generators = run.resume()
             resumed_at = None if generators is None else run.place.step
             with _bar(run) as advance:
@@ -222,10 +229,8 @@ def _step(run: _Run, batch: Any, loss_of: Callable[[Any], Tensor]) -> float | No
     with torch.autocast(device, dtype=kind, enabled=how.amp):
         loss = loss_of(batch)
     if not loss.requires_grad:
-        raise DataError(
-            "the loss depends on no trainable parameter: compute it from the model's output, "
-            "without detach(), item() or no_grad()."
-        )
+        why = "compute it from the model's output, without detach(), item() or no_grad()."
+        raise DataError(f"the loss depends on no trainable parameter: {why}")
     value = loss.item()
     if math.isfinite(value):
         scaler.scale(loss).backward()
@@ -254,9 +259,8 @@ def _skip(place: Place, batch: Any) -> None:
     )
     if place.in_a_row >= _TOO_MANY:
         raise DataError(
-            f"the loss was not finite for {_TOO_MANY} batches in a row, up to step "
-            f"{place.step - 1}: look for NaN in the data, lower lr, or set clip=1.0. The model is "
-            "as it came."
+            f"no finite loss for {_TOO_MANY} batches in a row, up to step {place.step - 1}: "
+            "look for NaN in the data, lower lr, or set clip=1.0. The model is as it came."
         )
 
 
@@ -309,9 +313,8 @@ def _total_steps(data: Iterable[Any], how: "FineTune") -> int:
     if length is None:
         raise DataError("the loader has no length: say how long to train with steps=.")
     if length == 0:
-        raise DataError(
-            "the loader is empty: give it data (drop_last=True drops a set smaller than a batch)."
-        )
+        why = "drop_last=True drops a set smaller than a batch"
+        raise DataError(f"the loader is empty: give it data ({why}).")
     return length * how.epochs
 
 
@@ -347,8 +350,8 @@ def _check_numbers(how: "FineTune") -> None:
 
 
 def _settings(how: "FineTune", total: int) -> dict[str, Any]:
-    names = ("lr", "optimizer", "momentum", "weight_decay", "schedule", "amp", "early_stop")
-    chosen = {name: getattr(how, name) for name in (*names, "clip", "seed", "start", "stop")}
+    names = "lr optimizer momentum weight_decay schedule amp early_stop clip seed start stop"
+    chosen = {name: getattr(how, name) for name in (*names.split(), "rescale_dropout")}
     named = {
         k: getattr(v, "__qualname__", "custom") if callable(v) else v for k, v in chosen.items()
     }
@@ -379,13 +382,8 @@ def _check_identity(saved: Any, expected: dict[str, Any], file: Path) -> None:
 
 @contextmanager
 def _bar(run: _Run) -> Iterator[Callable[[], None]]:
-    columns = (
-        TextColumn("healing"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}"),
-        TimeRemainingColumn(),
-    )
+    step, loss = TextColumn(f"healing{step_of_run.get()}"), TextColumn("loss {task.fields[loss]}")
+    columns = (step, BarColumn(), MofNCompleteColumn(), loss, TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True), disable=not run.how.progress)
     with bar:
         task = bar.add_task("", total=run.last, completed=run.place.step, loss="-")

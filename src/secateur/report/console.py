@@ -42,6 +42,8 @@ def console(record: Record | Mapping[str, Any]) -> Group:
         parts.append(_pairs("Left alone", {entry.name: entry.reason for entry in record.locked}))
     if record.notes:
         parts.append(Padding(Text("\n".join(f"– {plain(note)}" for note in record.notes)), (1, 1)))
+    if record.dry:
+        return Group(*parts)
     again = {name: scalar(value) for name, value in record.environment.items()}
     if record.data is not None:
         again["data"] = f"{record.data.description} {record.data.hash}".strip()

@@ -1,6 +1,7 @@
 """The record of one run: what ``metrics.json`` holds, and all that a report is made from."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +63,8 @@ class State:
 
     ``zeros`` is the fraction of the parameters that are 0; ``speedup`` is against the dense model;
     ``peak_memory`` and ``file_bytes`` are bytes, ``energy_mj`` is modelled millijoules a forward;
-    ``accuracy`` is the value of the record's ``metric``.
+    ``accuracy`` is the value of the record's ``metric``; one that is not finite becomes None, and
+    ``not_finite`` says what it was.
     """
 
     parameters: int
@@ -74,8 +76,13 @@ class State:
     file_bytes: int | None = None
     energy_mj: float | None = None
     accuracy: float | None = None
+    not_finite: str = ""
 
     def __post_init__(self) -> None:
+        if self.accuracy is not None:  # JSON has no such numbers, and no chart a place for them
+            finite = math.isfinite(self.accuracy)
+            object.__setattr__(self, "not_finite", "" if finite else str(self.accuracy))
+            object.__setattr__(self, "accuracy", self.accuracy if finite else None)
         for name in ("parameters", "macs", "peak_memory", "file_bytes", "energy_mj"):
             value = getattr(self, name)
             _require(value is None or value >= 0, f"{name} is {value}; it cannot be negative")
@@ -235,7 +242,8 @@ class Step:
 class Record:
     """All that a report shows; every part but the first four may be missing and is then left out.
 
-    ``inputs`` are the shapes of the example batch that costs are counted and timed on.
+    ``inputs`` are the shapes of the example batch that costs are counted and timed on; ``dry`` says
+    that nothing was to be timed, judged or written, so that none of it is missing.
 
     Example:
         >>> record = Record("Half a net", "zoo:resnet20", State(200), State(100))
@@ -263,6 +271,7 @@ class Record:
     notes: tuple[str, ...] = ()
     history: tuple[Step, ...] = ()
     inputs: str = ""
+    dry: bool = False
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ from typing import Literal
 from secateur.report.record import Record, State
 from secateur.report.units import count, error, metric_value, milliseconds, plain, times
 
+_ALIKE = 0.03  # a ratio so near 1 is called no difference
 Tone = Literal["good", "mixed", "bad"]
 
 
@@ -41,7 +42,7 @@ def verdict(record: Record) -> Verdict:
         >>> verdict(Record("t", "m", dense, slow)).headline
         '2.0× fewer MACs, 2.0× slower measured, accuracy not measured'
     """
-    parts = (_size(record), _speed(record), _accuracy(record))
+    parts = (_size(record),) if record.dry else (_size(record), _speed(record), _accuracy(record))
     proof, proof_tone, proof_warning = _proof(record)
     tones = {tone for _, tone, _ in parts} | {proof_tone}
     warnings = (*(warning for _, _, warning in parts), proof_warning)
@@ -77,11 +78,13 @@ def change(before: float, after: float, less: str, more: str) -> str:
 
 
 def speed_change(before: State, after: State) -> str | None:
-    """Say ``1.6× faster``, ``1.3× slower`` or ``no faster``; None when not measured."""
+    """Say ``1.6× faster``, ``no faster`` or ``not conclusive``; None when not measured."""
     ratio = speedup(before, after)
     if ratio is None:
         return None
-    if abs(ratio - 1) < 0.03:
+    if noise(before, after):
+        return "not conclusive"
+    if abs(ratio - 1) < _ALIKE:
         return "no faster"
     return f"{times(ratio)} faster" if ratio > 1 else f"{times(1 / ratio)} slower"
 
@@ -119,23 +122,23 @@ def _speed(record: Record) -> _Part:
             "mixed",
             "Latency was not measured: fewer MACs alone do not say that it is faster.",
         )
-    text = f"{text} measured"
-    spread = _noise(before, after)
-    if text.startswith("no "):
-        return text, "mixed", "There is no measurable speed-up on this machine."
+    spread = noise(before, after)
     if spread:
         return (
-            f"{text} (within the noise)",
+            "speed not conclusive",
             "mixed",
-            f"The difference in latency is within the noise: {spread}. "
-            "Measure again on a quiet machine.",
+            f"Whether it is faster is not conclusive: {spread}. Measure again with more repeats, "
+            "on a quiet machine, or with fewer threads.",
         )
+    text = f"{text} measured"
+    if text.startswith("no "):
+        return text, "mixed", "There is no measurable speed-up on this machine."
     if ratio < 1:
         return text, "bad", "The pruned model is slower than the dense one on this machine."
     return text, "good", ""
 
 
-def _noise(before: State, after: State) -> str:
+def noise(before: State, after: State) -> str:
     """Say between what single runs varied, when that hides which is faster; else nothing.
 
     The median of n runs is known to about (p90 − p10) / √n: two standard errors, 2 · 1.25 σ / √n,
@@ -145,13 +148,13 @@ def _noise(before: State, after: State) -> str:
     if gain is not None:
         known_to = (gain.p90 - gain.p10) / math.sqrt(pruned.repeats or 1 if pruned else 1)
         said = f"the speed-up of single runs went from {gain.p10:.2f}× to {gain.p90:.2f}×"
-        return said if abs(gain.ratio - 1) < known_to else ""
+        return said if max(abs(gain.ratio - 1), _ALIKE) < known_to else ""
     if dense is None or pruned is None:
         return ""
     known_to = math.hypot(
         *((t.p90_ms - t.p10_ms) / math.sqrt(t.repeats or 1) for t in (dense, pruned))
     )
-    if abs(dense.median_ms - pruned.median_ms) >= known_to:
+    if max(abs(dense.median_ms - pruned.median_ms), _ALIKE * dense.median_ms) >= known_to:
         return ""
     return (
         f"dense took {milliseconds(dense.p10_ms)} to {milliseconds(dense.p90_ms)}, "
@@ -162,6 +165,11 @@ def _noise(before: State, after: State) -> str:
 def _accuracy(record: Record) -> _Part:
     metric, before, after = record.metric, record.before.accuracy, record.after.accuracy
     name = plain(metric.name)
+    for which, state in (("pruned", record.after), ("dense", record.before)):
+        if state.not_finite:
+            found = plain(state.not_finite)
+            warning = f"The {name} of the {which} model is {found}, which is no finite number."
+            return f"{name} {found} ({which})", "bad", warning
     if after is None:
         warning = f"The {name} of the pruned model was not measured."
         return f"{name} not measured", "mixed", warning

@@ -17,7 +17,7 @@ from secateur.engine.seams import Moment, Rule
 from secateur.errors import ConfigError
 from secateur.granularity.registry import needs_graph, units
 from secateur.graph import Graph, trace
-from secateur.methods.registry import Method, find
+from secateur.methods.registry import Method, belongs, find
 from secateur.methods.scoring import needs_initial
 from secateur.schedule import registry as schedules
 from secateur.training.gating import Gated
@@ -106,6 +106,11 @@ def attach(
     found = penalty_of(method) or _fixed(method)
     if found is None:
         found = find(method, amount, **options)
+        if belongs(found) != "sec.attach":
+            raise ConfigError(
+                f"method {found.name!r} does not act on training: it is for {belongs(found)}; "
+                'sec.methods("during") and sec.methods("before") list those for sec.attach'
+            )
     elif options or amount is not None:
         raise ConfigError(
             f"a {type(method).__name__} takes no amount or options here: set them when making it"

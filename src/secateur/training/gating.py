@@ -186,12 +186,14 @@ class Gated:
                 t.grad = None
 
     def before_step(self, scaler: Any) -> None:
-        """Unscale the auxiliaries' gradients and add those of the gate's own loss."""
+        """Unscale the auxiliaries' gradients, show them, add those of the gate's own loss."""
         if scaler is not None and scaler.is_enabled():
             scale = scaler.get_scale()
             for t in self.tensors():
                 if t.grad is not None:
                     t.grad.div_(scale)
+        with torch.no_grad():
+            self.gate.observe(self.aux, self.moment)
         with torch.enable_grad():
             loss = self.gate.loss(self.aux, self.moment)
         if loss is not None and loss.requires_grad:

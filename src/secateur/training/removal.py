@@ -13,7 +13,9 @@ def plan_of_zeros(graph: Graph) -> Plan:
     """The plan that removes every unit whose value no output can depend on.
 
     A unit can go if everything that makes it is zero, biases and norms included, so that it is
-    itself zero, or if everything that reads it is. At least one unit of a class stays.
+    itself zero, or if everything that reads it is. What could be chosen anew for every unit of
+    another class, as the dimensions of heads, goes where it is zero in all of these; of what reads
+    it the graph does not know all (queries are read by keys). At least one unit of a class stays.
 
     Example:
         >>> from torch import nn
@@ -26,8 +28,6 @@ def plan_of_zeros(graph: Graph) -> Plan:
     tensors: dict[str, Tensor] = dict(graph.model.named_parameters(remove_duplicate=False))
     keep = {}
     for name, c in graph.free.items():
-        if c.over is not None:
-            continue
         gone = _dead(c, tensors)
         if bool(gone.any()):
             if bool(gone.all()):
@@ -41,7 +41,7 @@ def _dead(c: UnitClass, tensors: dict[str, Tensor]) -> Tensor:
     makes = [m for m in c.members if m.tensor in tensors and m.produces]
     reads = [m for m in c.members if m.tensor in tensors and not m.produces]
     gone = torch.zeros(c.size, dtype=torch.bool)
-    for members in (makes, reads):
+    for members in (makes,) if c.over is not None else (makes, reads):
         if members:
             gone |= torch.stack([_zero(m, c.size, tensors[m.tensor]) for m in members]).all(0)
     return gone

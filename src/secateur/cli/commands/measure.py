@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 
 from secateur.cli import config, flags, models
-from secateur.cli.answer import Answer
+from secateur.cli.answer import Answer, started
 
 EXAMPLES = (
     "secateur measure zoo:resnet8 --repeats 10",
@@ -34,5 +34,6 @@ def run(options: argparse.Namespace) -> Answer:
     if options.against is not None:
         other = replace(chosen, model=config.resolved(options.against), weights=None, original=None)
         _, dense, _ = models.open_model(other)
+    started(f"measuring {source.spec}, {chosen.repeats} timed forwards", options)
     found = sec.measure(model, inputs, against=dense, repeats=chosen.repeats, warmup=chosen.warmup)
     return Answer({"model": source.spec, **found.to_dict()}, f"{source.spec}\n{found}")

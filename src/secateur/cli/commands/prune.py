@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from secateur.cli import config, data, flags, models
 from secateur.cli import run as runs
 from secateur.cli.answer import Answer
-from secateur.cli.arguments import asked, selection, words
+from secateur.cli.arguments import asked, named, selection, words
 from secateur.cli.config import Config
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from secateur.report import Record
@@ -43,8 +43,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Answer:
     """Prune, or show what would be done."""
     chosen = _chosen(options)
+    _check(chosen)
     if options.print_config:
         return Answer(asdict(chosen), config.text(chosen))
+    _check_amount(chosen)
     if options.dry_run:
         return _dry_run(chosen)
     folder = runs.folder_for(chosen)
@@ -81,6 +83,30 @@ def _chosen(options: argparse.Namespace) -> Config:
     return chosen
 
 
+def _check(chosen: Config) -> None:
+    """Refuse names and options that the run would refuse when it came to them."""
+    from secateur import criteria, schedule, scope
+    from secateur.cli.resumable import healers
+    from secateur.settled import removing
+
+    healers(chosen.recovery, Path(), seed=chosen.seed)
+    removing(named(chosen.method, "method"), chosen.amount)
+    if chosen.criterion is not None:
+        criteria.find(named(chosen.criterion, "criterion"))
+    if chosen.scope is not None:
+        scope.registry.find(chosen.scope)
+    if chosen.schedule is not None:
+        schedule.find(chosen.schedule, 0.5)
+
+
+def _check_amount(chosen: Config) -> None:
+    from secateur.settled import removing
+
+    own = removing(named(chosen.method, "method")).amount
+    if chosen.amount is None and not chosen.keep and own is None:
+        raise ConfigError("say how much: --amount 0.5 (of the units) or --keep macs=0.5 (a budget)")
+
+
 def _dry_run(chosen: Config) -> Answer:
     """Everything but healing, judging, timing and writing."""
     import secateur as sec
@@ -89,10 +115,13 @@ def _dry_run(chosen: Config) -> Answer:
     result = sec.prune(
         model,
         inputs,
+        schedule=chosen.schedule,
+        steps=chosen.steps,
+        recovery="none",
         verify=chosen.verify,
         measure={"repeats": 0},
         **selection(chosen, asked(chosen)),
-    ).described(title="What would go (nothing was written)", model=source.spec)
+    ).described(title="What would go (nothing was written)", model=source.spec, dry=True)
     answer = {"dry_run": True, "removed": result.plan.removed, "exact": result.plan.exact}
     answer["report"] = result.report.to_dict()
     return Answer(answer, sec.report.console(result.report))
@@ -136,9 +165,13 @@ def _prune(chosen: Config, folder: Path, work: Path, command: str, *, progress: 
             for key in ("criterion", "data", "loss", "ignore", "kinds", "seed")
             if what[key] is not None
         }
-        fields["sensitivity"] = sec.sensitivity(
-            model, inputs, found.evaluate, amounts=chosen.sensitivity, **shared
-        )
+        try:
+            fields["sensitivity"] = sec.sensitivity(
+                model, inputs, found.evaluate, amounts=chosen.sensitivity, **shared
+            )
+        except DataError as error:  # the run itself is done, and worth keeping
+            fields["notes"] = (*result.report.notes, f"sensitivity was not measured: {error}")
+            log.warning(fields["notes"][-1])
     result = result.described(**fields)
     result.save(folder)
     runs.finish(folder, chosen)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from secateur.cli import config, flags, models
-from secateur.cli.answer import Answer
+from secateur.cli.answer import Answer, started
 from secateur.cli.arguments import asked, named
 from secateur.errors import ConfigError
 
@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> Answer:
     """Mask, judge and undo, class by class."""
     import secateur as sec
 
+    amounts = _amounts(options.amounts)
     chosen = config.make({**flags.given(options), "model": options.model})
     source, model, inputs = models.open_model(chosen)
     chosen = replace(chosen, data=chosen.data or source.data)
@@ -47,10 +48,7 @@ def run(options: argparse.Namespace) -> Answer:
             "nothing to judge the model by: give --data FILE.py:FUNCTION (which returns a pair "
             "(train, test)) or --evaluate FILE.py:FUNCTION"
         )
-    try:
-        amounts = [float(part) for part in options.amounts.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"--amounts {options.amounts}: write fractions, as 0.25,0.5") from error
+    started(f"masking and judging {source.spec}, class by class", options)
     curves = sec.sensitivity(
         model,
         inputs,
@@ -69,6 +67,16 @@ def run(options: argparse.Namespace) -> Answer:
         "curves": [{"name": c.name, "points": [list(p) for p in c.points]} for c in curves],
     }
     return Answer(answer, _table(curves, found.metric, amounts))
+
+
+def _amounts(text: str) -> list[float]:
+    try:
+        amounts = [float(part) for part in text.split(",")]
+    except ValueError:
+        amounts = []
+    if not amounts or not all(0 < amount < 1 for amount in amounts):
+        raise ConfigError(f"--amounts {text}: write fractions between 0 and 1, as 0.25,0.5")
+    return amounts
 
 
 def _table(curves: Any, metric: Any, amounts: list[float]) -> Any:

@@ -14,8 +14,8 @@ def threshold(*, quality: float = 1.0) -> Method:
     r"""How much goes follows from ``quality``; by an amount instead, the method is ``magnitude``.
 
     Needs no data. Retraining follows with the masks as the plan of a recovery
-    (``FineTune().heal(result.model, result.masks, data)``), or round after round with
-    ``secateur.lottery.tickets``.
+    (``FineTune(rescale_dropout=True).heal(result.model, result.masks, data)``, which drops less in
+    the smaller network as the paper does), or round after round with ``secateur.lottery.tickets``.
 
     Args:
         quality: Multiple of the standard deviation.

@@ -35,7 +35,7 @@ def solve(weight: Tensor, stats: Stats, target: Target, *, variant: bool = False
         variant: Give each row an amount of its own: all rows lose the same share of their summed
             score, the share that makes the layer meet the amount.
     """
-    scores = weight.abs().float() * stats.input_norm
+    scores = weight.abs().float().mul_(stats.input_norm)
     if variant and target.pattern is None and target.keep is None:
         keep = _equal_shares(scores, target)
     else:

@@ -1,0 +1,1 @@
+"""Pruning of a real sentence encoder: python -m benchmarks.encoder writes docs/encoder.md."""
