@@ -182,3 +182,23 @@ def test_what_did_not_run_is_named_everywhere():
     assert graph.idle == ("aux",)
     assert said.count("aux did not run in this forward") == 3
     assert "did not run" not in str(sec.trace(nn.Sequential(nn.Linear(6, 4)), torch.randn(2, 6)))
+
+
+class Window(nn.Module):
+    """Scores against the part of a table around its middle; the span is a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.score = nn.Parameter(torch.randn(20, 6)), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        span = torch.tensor(x.shape[1])
+        return self.score(x) @ self.score(self.table[10 - span : 10 + span]).transpose(0, 1)
+
+
+def test_a_slice_between_tensors_moves_with_what_is_removed_before_it() -> None:
+    model, x = Window(), torch.randn(2, 4, 6)
+    graph = sec.trace(model, x)
+    plan = sec.plan(graph, amount=0.5, criterion="random", scope="uniform", kinds="all", seed=0)
+    assert plan.removed["table#2"] == 3  # rows that no forward of this length reads
+    assert plan.verify(model).ok

@@ -40,7 +40,7 @@ from secateur.graph.graph import FrozenCall, Graph
 from secateur.graph.remembered import called
 from secateur.plan.attention import NarrowAttention
 from secateur.plan.calls import Recorded, corrected, shape_is_enough
-from secateur.plan.mend import looks_like, shapes_in
+from secateur.plan.mend import looks_like, number, shapes_in
 from secateur.plan.numbers import with_old_numbers
 from secateur.plan.plan import Edit, Plan
 from secateur.plan.surgery import narrowed
@@ -183,15 +183,15 @@ class Follow(TorchFunctionMode):
             if axes
         )
         for path, old, new in changes:
-            old, new = (x.item() if isinstance(x, np.generic) else x for x in (old, new))
+            old, new = (x.item() if isinstance(x, np.generic) else number(x) for x in (old, new))
             value, varies = new, False
             scalable = isinstance(old, int) and isinstance(new, int) and old > 0 and new > 0
             if scalable and name in _SCALED:
                 value = {"times": _reduced(new, old)}
                 sizes = [e for axes in call.outputs for e in axes if self.plan.counts(e)[1] == new]
                 varies = any(_varies(e) for e in sizes)
-            number = len(self.seen) - 1
-            self.edits.append(Edit(call.module, path, value, old, name, number, operands, varies))
+            seen = len(self.seen) - 1
+            self.edits.append(Edit(call.module, path, value, old, name, seen, operands, varies))
         return True
 
 
@@ -214,11 +214,14 @@ def _parts(axis: Axis) -> Iterator[Axis]:
 
 
 def _bare(value: Any) -> Any:
-    """Arguments without the data of tensors."""
+    """Arguments without the data of tensors, but for single numbers."""
     if isinstance(value, tuple | list):
         return tuple(_bare(v) for v in value)
     if isinstance(value, dict):
         return {k: _bare(v) for k, v in value.items()}
+    if isinstance(value, slice):
+        return slice(_bare(value.start), _bare(value.stop), _bare(value.step))
+    value = number(value)
     return TENSOR if isinstance(value, Tensor) else value
 
 
@@ -232,7 +235,7 @@ def settled(outcome: Outcome) -> list[Edit]:
     wanted: dict[tuple[int, str], Any] = {(e.call or 0, e.name): e.value for e in outcome.edits}
     result: list[Edit] = []
     for edit in outcome.edits:
-        number = edit.call or 0
+        place = edit.call or 0
         runs = {
             i: next((run for module, run in s.scopes if module == edit.module), None)
             for i, s in enumerate(seen)
@@ -242,8 +245,8 @@ def settled(outcome: Outcome) -> list[Edit]:
         if all(wanted.get((i, edit.name)) == edit.value for i in alike):
             edit = replace(edit, call=0)
         else:
-            here = [i for i in alike if runs[i] is runs[number]]
-            edit = replace(edit, call=here.index(number), of=len(here))
+            here = [i for i in alike if runs[i] is runs[place]]
+            edit = replace(edit, call=here.index(place), of=len(here))
         if edit not in result:
             result.append(edit)
     return result

@@ -128,7 +128,7 @@ def looks_like(
         if len(shape) != len(known) and not free:
             return False
         pairs = zip(reversed(shape), reversed(known), strict=False)
-        if not all(n is None or _number(size) == n for size, n in pairs):
+        if not all(n is None or number(size) == n for size, n in pairs):
             return False
     root, *path = edit.name.split("/")
     now = _at(args if root == "args" else kwargs, path)
@@ -156,7 +156,7 @@ def _same(now: Any, old: Any) -> bool:
     if isinstance(old, tuple | list):
         several = isinstance(now, tuple | list) and len(now) == len(old)
         return several and all(_same(a, b) for a, b in zip(now, old, strict=True))
-    now = _number(now)
+    now = number(now)
     if now is None or old is None:
         return now is old
     if isinstance(now, float):
@@ -166,7 +166,7 @@ def _same(now: Any, old: Any) -> bool:
 
 def _scalable(now: Any, edit: Edit) -> bool:
     n, d = edit.value["times"]
-    now = _number(now)
+    now = number(now)
     return isinstance(now, torch.SymInt) or (
         isinstance(now, int) and now > 0 and (now * n) % d == 0
     )
@@ -175,12 +175,18 @@ def _scalable(now: Any, edit: Edit) -> bool:
 _WHOLE = (int, torch.SymInt)
 
 
-def _number(value: Any) -> Any:
-    """``torch.jit.trace`` makes tensors of the sizes that it sees."""
-    if isinstance(value, torch.Tensor) and value.dim() == 0 and torch.jit.is_tracing():
-        with warnings.catch_warnings(action="ignore"):
+def number(value: Any) -> Any:
+    """The number that a tensor is where a size is meant; anything else as it is.
+
+    Models compute with sizes in tensors, and ``torch.jit.trace`` makes tensors of all sizes.
+    """
+    if not isinstance(value, torch.Tensor) or value.dim():
+        return value
+    try:
+        with warnings.catch_warnings(action="ignore"):  # that a trace keeps it as it is
             return value.item()
-    return value
+    except RuntimeError:  # it is without data
+        return value
 
 
 def _is_factor(edit: Edit) -> bool:
