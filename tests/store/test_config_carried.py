@@ -202,7 +202,30 @@ def test_a_class_of_ones_own_keeps_its_config_in_place_too() -> None:
     before = own.config.to_json_string()
     result = sec.prune(own, given, amount=0.5, inplace=True, **UNTIMED)
     assert result.model is own and own.config.to_json_string() == before
-    assert "`Mine` is not a class of transformers" in result.plan.notes[0]
+    assert "`Mine` cannot be built from a config" in result.plan.notes[0]
+
+
+def test_a_class_of_ones_own_that_a_config_builds_is_loaded_by_its_own_from_pretrained(
+    tmp_path: Path,
+) -> None:
+    model, given = made("bert")
+
+    class Classifier(type(model).__mro__[1]):  # type: ignore[misc]
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.body = type(model.bert)(config)
+            self.head = nn.Linear(config.hidden_size, 3)
+            self.post_init()
+
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return self.head(self.body(input_ids=input_ids).last_hidden_state[:, 0])
+
+    result = sec.prune(Classifier(model.config).eval(), given, amount=0.5, **UNTIMED)
+    result.model.save_pretrained(tmp_path)
+    again = Classifier.from_pretrained(tmp_path).eval()
+    assert again.config.hidden_size < model.config.hidden_size and result.plan.notes == ()
+    with torch.no_grad(), enlarged(again), enlarged(result.model):
+        torch.testing.assert_close(again(**given), result.model(**given))
 
 
 def test_removed_after_sparse_training_it_carries_its_config_too() -> None:

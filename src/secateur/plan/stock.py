@@ -74,6 +74,8 @@ def stock(model: nn.Module, plan: Plan, state: Mapping[str, Tensor]) -> Stock:
     """
     kind = stock_class(model)
     try:
+        if not kind.__module__.startswith("transformers."):
+            raise NotStock(f"`{kind.__name__}` is not a class of transformers")
         inputs = inputs_of(plan)
         config = find_config(model, plan, state, lambda m: outputs_of(m, inputs))
     except NotStock as why:
@@ -114,8 +116,6 @@ def find_config(
         NotStock: There is none, or none was found.
     """
     kind = stock_class(model)
-    if not kind.__module__.startswith("transformers."):
-        raise NotStock(f"`{kind.__name__}` is not a class of transformers")
     if any(gap.shortcut for gap in plan.dropped):
         raise NotStock("there are matrices between its blocks, which no config has a field for")
     search = Search(model, kind, state, forward, options(model.config, plan))
@@ -264,6 +264,9 @@ class Search:
                 built = self.kind(config)
         except Exception as error:  # noqa: BLE001 - a config may refuse any combination of values
             log.debug("config %s: %s", values, error)
+            if self.nearest == 1 << 28:
+                what = f"{type(error).__name__}: {error}"
+                self.failure = f"`{self.kind.__name__}` cannot be built from a config ({what})"
             return 1 << 29
         ours = {n: tuple(t.shape) for n, t in named_tensors(self.model).items()}
         theirs = {n: tuple(t.shape) for n, t in named_tensors(built).items()}
