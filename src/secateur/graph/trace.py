@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import TraceError
+from secateur.graph.aside import look_aside, read_by
 from secateur.graph.axes import Atom, lock, one
 from secateur.graph.capture import Calls, Recorder
-from secateur.graph.aside import look_aside, read_by
 from secateur.graph.forward import (
     Scopes,
     call_arguments,

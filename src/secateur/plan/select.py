@@ -192,8 +192,8 @@ def plan(
     with uncollected():
         made = _prepared(graph, select, scored, made_by, notes, keep, check=check)
     timed = budget.timed_notes(graph, keep or {}, made.keep, clock)
-    idle = (did_not_run(graph),) if graph.idle else ()
-    return replace(made, notes=(*made.notes, *short, *narrow(made), *timed, *idle))
+    left_out = filter(None, [did_not_run(graph)])
+    return replace(made, notes=(*made.notes, *short, *narrow(made), *timed, *left_out))
 
 
 def _prepared(
