@@ -187,12 +187,22 @@ def _record(
     except Exception as error:
         error.__dict__["secateur_where"] = recorder.failed_in
         raise
+    _lock_scripted(model, atoms)
     aside = look_aside(lambda: skeleton(model), recorder, observe)
     read = read_by(recorder)
     for name, axes in atoms.items():
         for e in axes if name not in read else ():
             lock(e, "not used by this forward")  # what it would have to agree with is not known
     return recorder, atoms, aside
+
+
+def _lock_scripted(model: nn.Module, atoms: dict[str, list[Atom]]) -> None:
+    """What a submodule in TorchScript holds stays: nothing in its code could be corrected."""
+    compiled = [n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    for name, axes in atoms.items():
+        owner = next((n for n in compiled if name.startswith(f"{n}.")), None)
+        for e in axes if owner is not None else ():
+            lock(e, f"TorchScript (give the model the module that it was made from) in {owner}")
 
 
 def _mark_outputs(recorder: Recorder, output: Any) -> None:
