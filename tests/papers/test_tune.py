@@ -156,15 +156,10 @@ def test_a_run_that_was_interrupted_goes_on_bit_for_bit(
 
 def test_a_checkpoint_on_disk_is_tuned_as_a_model_in_memory(tmp_path: Path) -> None:
     llama().save_pretrained(tmp_path / "dense")  # type: ignore[operator]
-    result = sec.sparsify_folder(
-        tmp_path / "dense",
-        tmp_path / "out",
-        pattern="2:4",
-        data=texts(),
-        spill=True,
-        progress=False,
-    )
+    folders = tmp_path / "dense", tmp_path / "out"
+    how: dict[str, Any] = {"pattern": "2:4", "data": texts(), "progress": False}
+    result = sec.sparsify_folder(*folders, spill=True, **how)
     there = LlamaForCausalLM.from_pretrained(result.folder)
-    here = sec.sparsify(llama(), pattern="2:4", data=texts(), progress=False).model
+    here = sec.sparsify(llama(), **how).model
     for name, p in here.named_parameters():
         torch.testing.assert_close(there.get_parameter(name), p, rtol=1e-4, atol=1e-6)
