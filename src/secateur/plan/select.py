@@ -240,6 +240,8 @@ def eligible(
     known = {c.kind for c in graph.free.values()}
     if isinstance(kinds, str):
         kinds = sorted(known) if kinds == "all" else [kinds]
+    if not isinstance(kinds, Iterable | None):
+        raise ConfigError(f"kinds={kinds!r} must name kinds of classes, as 'channel'")
     for kind in kinds or ():
         if kind not in known:
             raise ConfigError(unknown("kind of class in this model", kind, {*known, "all"}))
@@ -267,9 +269,8 @@ def eligible(
             why.append(f"{len(ignored)} are ignored")
         if not statistical:
             why.append(f"{sum(not c.exact for c in free)} are statistical (statistical=False)")
-        kinds_of = dict.fromkeys(kind_of(c) for c in graph.classes.values() if c.locked)
-        stays = f" (locked: {', '.join(kinds_of)})" if kinds_of else ""
-        raise PlanError(f"nothing can be pruned: {', '.join(why)}; see print(graph){stays}")
+        locked = dict.fromkeys(f"locked: {kind_of(c)}" for c in graph.classes.values() if c.locked)
+        raise PlanError(f"nothing can be pruned: {', '.join([*why, *locked])}; see print(graph)")
     return found
 
 
