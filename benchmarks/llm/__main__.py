@@ -17,35 +17,51 @@ from benchmarks.llm import authors, page
 from benchmarks.llm.cell import DENSE
 from benchmarks.llm.store import PAGE, append, key, load
 
-CELLS: tuple[dict[str, Any], ...] = (
-    {"method": "default", "target": "50%", "sample": True},
-    {"method": DENSE},
-    {"method": "sparsegpt", "target": "50%", "sample": True},
-    {"method": "default", "target": "2:4"},
-    {"method": "sparsegpt", "target": "2:4"},
-    {"method": "wanda", "target": "50%"},
-    {"method": "magnitude", "target": "50%"},
-    {"method": "default", "target": "60%"},
-    {"method": "sparsegpt", "target": "60%"},
+LEADING = ("default", "sparsegpt", "wanda", "magnitude", "admm", "sparseswaps", "alps")
+OTHERS = ("ria", "dsnot", "woodfisher")
+TARGETS = ("50%", "2:4", "60%", "70%", "4:8")
+VARIANTS: tuple[dict[str, Any], ...] = (
     {"method": "default", "target": "50%", "arguments": {"scope": "uniform"}},
     {"method": "sparsegpt", "target": "50%", "arguments": {"scope": "fisher"}},
-    {"method": "ria", "target": "50%"},
-    {"method": "dsnot", "target": "50%"},
-    {"method": "magnitude", "target": "50%", "arguments": {"scope": "global"}},
     {"method": "wanda", "target": "50%", "arguments": {"scope": "owl"}},
     {"method": "wanda", "target": "50%", "arguments": {"scope": "alpha-pruning"}},
-    {"method": "admm", "target": "50%"},
-    {"method": "wanda", "target": "2:4"},
-    {"method": "magnitude", "target": "2:4"},
+    {"method": "magnitude", "target": "50%", "arguments": {"scope": "global"}},
     {"method": "sparsegpt", "target": "50%", "arguments": {"propagate": "both"}},
-    {"method": "alps", "target": "50%"},
-    {"method": "sparseswaps", "target": "50%"},
-    {"method": "woodfisher", "target": "50%"},
+    {"method": "default", "target": "2:4", "arguments": {"propagate": "both"}},
+    {"method": "default", "target": "2:4", "arguments": {"true_sequential": True}},
+    {"method": "wanda", "target": "50%", "arguments": {"propagate": "dense"}},
+)
+
+
+def _cell(method: str, target: str, **more: Any) -> dict[str, Any]:
+    sample = {"sample": True} if target == "50%" and method in LEADING[:2] else {}
+    return {"method": method, "target": target, **sample, **more}
+
+
+CELLS: tuple[dict[str, Any], ...] = (
+    {"method": DENSE},
+    *(_cell(method, target) for target in TARGETS[:3] for method in LEADING),
+    *VARIANTS,
+    *(_cell(method, target) for target in TARGETS[3:] for method in LEADING),
+    *(_cell(method, target) for target in TARGETS for method in OTHERS),
+    *(
+        {"method": method, "target": target, "seed": seed}
+        for seed in (1, 2)
+        for target in TARGETS[:2]
+        for method in LEADING
+        if method != "magnitude"  # reads nothing
+    ),
 )
 THEIRS: tuple[dict[str, Any], ...] = (
     {"method": "wanda", "target": "50%", "by": "authors"},
     {"method": "sparsegpt", "target": "50%", "by": "authors"},
     {"method": "sparsegpt", "target": "2:4", "by": "authors"},
+    {
+        "method": "wanda",
+        "target": "50%",
+        "by": "authors",
+        "arguments": {"propagate": "dense"},
+    },
 )
 
 

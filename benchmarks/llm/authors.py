@@ -44,9 +44,16 @@ def module(method: str) -> ModuleType:
 
 @torch.no_grad()
 def prune(
-    model: Any, method: str, goal: dict[str, Any], batches: list[dict[str, Tensor]]
+    model: Any,
+    method: str,
+    goal: dict[str, Any],
+    batches: list[dict[str, Tensor]],
+    propagate: str = "pruned",
 ) -> dict[str, Any]:
-    """Prune in place as their scripts do; returns the fraction of zeros in the blocks' layers."""
+    """Prune in place as their scripts do; returns the fraction of zeros in the blocks' layers.
+
+    With ``propagate="dense"`` the next block is given the outputs of before, which they do not do.
+    """
     theirs = module(method)
     n, m = (int(x) for x in goal["pattern"].split(":")) if "pattern" in goal else (0, 0)
     amount = goal.get("amount", 0.0)
@@ -62,8 +69,7 @@ def prune(
             )
             for name, layer in layers.items()
         ]
-        for hidden, kwargs in caught:
-            block(hidden, **kwargs)
+        dense = [(_tensor(block(hidden, **kwargs)), kwargs) for hidden, kwargs in caught]
         for handle in handles:
             handle.remove()
         for name, layer in layers.items():
@@ -74,6 +80,10 @@ def prune(
                 wrapped[name].free()
             zeros += int((layer.weight == 0).sum())
             total += layer.weight.numel()
+        if propagate == "dense":
+            caught = dense
+            continue
+        del dense
         caught = [(_tensor(block(hidden, **kwargs)), kwargs) for hidden, kwargs in caught]
     return {"sparsity": round(zeros / total, 5)}
 

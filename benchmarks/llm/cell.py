@@ -3,6 +3,7 @@
 python -m benchmarks.llm.cell '{"method": "wanda", "target": "50%"}'    # prints JSON
 """
 
+import hashlib
 import json
 import resource
 import sys
@@ -108,7 +109,10 @@ def measure(wanted: dict[str, Any]) -> dict[str, Any]:
         began = time.process_time()
         with Peak() as peak:
             if wanted.get("by") == "authors":
-                zeros = authors.prune(model, wanted["method"], goal(wanted["target"]), batches)
+                zeros = authors.prune(
+                    model, wanted["method"], goal(wanted["target"]), batches,
+                    **wanted.get("arguments", {}),
+                )  # fmt: skip
             else:
                 method = None
                 if wanted["method"] != "default":
@@ -120,8 +124,7 @@ def measure(wanted: dict[str, Any]) -> dict[str, Any]:
         if wanted.get("by") == "authors":
             cell |= zeros | {"agreement": agreement(model, _masks(wanted))}
         else:
-            if not wanted.get("options") and not wanted.get("arguments"):
-                result.masks.save(_masks(wanted))
+            result.masks.save(_masks(wanted))
             cell["sparsity"] = round(result.report.sparsity, 5)
             cell["notes"] = list(result.report.notes)
         cell |= {"seconds": round(time.process_time() - began, 1), "memory_mb": peak.megabytes}
@@ -135,11 +138,12 @@ def measure(wanted: dict[str, Any]) -> dict[str, Any]:
 def _masks(wanted: dict[str, Any]) -> Path:
     """Where our masks of a cell are kept, so that the authors' can be compared with them."""
     from benchmarks.llm import material
+    from benchmarks.llm.store import key
 
     folder = material.CACHE / "llm-masks"
     folder.mkdir(parents=True, exist_ok=True)
-    target = wanted["target"].replace(":", "-")
-    return folder / f"{wanted['method']}-{target}-{wanted.get('seed', 0)}.safetensors"
+    ours = key({name: value for name, value in wanted.items() if name != "by"})
+    return folder / f"{hashlib.sha256(ours.encode()).hexdigest()[:16]}.safetensors"
 
 
 def agreement(model: Any, path: Path) -> float | None:

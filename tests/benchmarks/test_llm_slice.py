@@ -63,17 +63,20 @@ def test_the_page_says_what_the_cells_hold(tmp_path: Path, monkeypatch: pytest.M
         made("default", 99.0),
         made("default", 48.0, text=[{"prompt": "a", "dense": "b | c", "pruned": "d"}]),
         made("sparsegpt", 40.0, arguments={"scope": "fisher"}),
+        made("wanda", 70.0),
+        made("wanda", 74.0, seed=1),
         made("sparsegpt", 61.0, by="authors", agreement=0.995, seconds=50.0, memory_mb=400),
     ):
         if row["method"] == "dense":
             row["records"] = {"wiki": _record()}
         store.append(row)
     cells = store.load()
-    assert len(cells) == 5  # the newer of the two default cells counts
+    assert len(cells) == 7  # the newer of the two default cells counts
     text = page.made(cells)
     assert "| `default` | 48.0 | 50.0 | 50.0% | 30% | 100 | 200 |" in text
+    assert "| `wanda` | 72.0 ± 2.8 | 50.0 ± 0.0 |" in text
     assert "| `sparsegpt` (scope='fisher') | 40.0 | 50.0 | 50.0% | 50% | 100 | 200 |" in text
-    assert "| sparsegpt | 50% | 99.5000% | 61.000 | 60.000 (-1.64%) | 2.00 | 0.50 |" in text
+    assert "| `sparsegpt` | 50% | 99.5000% | 61.000 | 60.000 (-1.64%) | 2.00 | 0.50 |" in text
     assert "b / c" in text and text.index("`default`, 50%") > text.index("| dense | *a*")
 
 
