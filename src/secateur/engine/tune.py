@@ -49,14 +49,14 @@ def tune(step: Step, masks: Mapping[str, Tensor], passes: int) -> None:
             sample, owner = divmod(number % sum(numbers), count)
             gradients = _gradients(step, sample, weights) if owner == rank else {}
             for name, p in weights.items():
-                found = share(gradients.get(name, p.detach()), owner)
-                copies[name].grad = found.float() * masks[name]
+                mine = gradients.pop(name) if owner == rank else torch.empty_like(p.detach())
+                copies[name].grad = share(mine, owner).float().mul_(masks[name])
             progress = (number + 1) / total
             for group in optimizer.param_groups:
                 group["lr"] = group["rate"] * min(4 * progress, 1 + 1 / total - progress)
             optimizer.step()
             for name, p in weights.items():
-                p.detach().copy_(copies[name] * masks[name])
+                p.detach().copy_(copies[name])
 
 
 def _gradients(step: Step, sample: int, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
