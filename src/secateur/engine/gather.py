@@ -24,6 +24,7 @@ class Sums:
     squares: Any = 0.0
     gram: Any = 0.0
     cross: Any = 0.0
+    inputs: list[Tensor] = field(default_factory=list)
 
     def add(self, x: Tensor, needs: Collection[str], dense: Tensor | None) -> None:
         self.tokens += len(x)
@@ -31,6 +32,8 @@ class Sums:
         self.squares = self.squares + x.square().sum(0)
         if "gram" in needs:
             self.gram = self.gram + x.T @ x
+        if "inputs" in needs:
+            self.inputs.append(x.clone())
         if dense is not None:
             self.cross = self.cross + dense.T @ x
 
@@ -42,7 +45,8 @@ class Gathered:
     Args:
         weights: The block's weights by qualified name.
         needs: ``gram`` for the products of inputs x x'; ``cross`` for x_dense x', where x_dense is
-            what the layer sees in the dense model; norms and means are always there. Layers that
+            what the layer sees in the dense model; ``inputs`` for the inputs that this process has
+            seen, one matrix a call; norms and means are always there. Layers that
             see only some of the tokens, as routed experts do, have no ``cross``: the dense model
             may send them others.
         only: Names of layers to look at; default: all.
@@ -147,6 +151,8 @@ class Gathered:
             values["gram"] = sums.gram / n
         if "cross" in self.needs and self.leader[layer.name] not in self.routed:
             values["cross"] = sums.cross / n
+        if "inputs" in self.needs:
+            values["inputs"] = sums.inputs
         if "gradients" in self.needs:
             of_samples = self.gradients[layer.parameter]
             values["gradients"] = torch.stack([layer.of(g) for g in of_samples])

@@ -181,12 +181,15 @@ def _solve_block(step: Step, job: Job) -> Solution:
     weights = {n: p for n, p in step.weights().items() if not job.ignored(n)}
     gathered = _gather(step, job, weights, keep=job.tune > 0)
     groups = gathered.groups()
+    prefix = f"{step.block.name}." if step.block.name else ""
+    parameters = {f"{prefix}{n}": p for n, p in step.module.named_parameters()}
     # Processes that share the work share that of a whole block, unless the next layers wait for it.
     together = groups if job.true_sequential else [[layer for g in groups for layer in g]]
     for number, group in enumerate(together):
         if job.true_sequential and number:
             gathered = _gather(step, job, weights, {layer.name for layer in group})
         there = [(x, gathered.stats(x)) for x in group if x.name in gathered.leader]
+        there = job.solver.coupled(there, parameters, job.target)
         solve_layers(there, weights, job.solver, job.target, step.block.name, keep, done)
     done.masks = MaskSet(keep)
     if job.tune and keep:

@@ -104,7 +104,7 @@ def add_up(gathered: Gathered) -> None:
     device = _device()
     for name, these in sums.items():
         width = gathered.layers[name].shape[1]
-        these.tokens = int(_sum(torch.tensor(these.tokens, device=device)))
+        these.tokens = int(total(torch.tensor(these.tokens, device=device)))
         these.first = _total(these.first, (width,))
         these.squares = _total(these.squares, (width,))
         if "gram" in gathered.needs:
@@ -124,6 +124,13 @@ def share(tensor: Tensor, owner: int) -> Tensor:
     return shared
 
 
+def total(value: Tensor) -> Tensor:
+    """The sum over all processes, in place."""
+    if several():
+        dist.all_reduce(value)
+    return value
+
+
 def _all_of(mine: list[Tensor]) -> list[Tensor]:
     """The tensors of all processes, those of the first one first."""
     rank, counts = place()[0], exchange(len(mine))
@@ -140,12 +147,7 @@ def _names(layers: Sequence[dict[str, Any]]) -> list[str]:
 
 def _total(value: Any, shape: tuple[int, ...]) -> Tensor:
     """The sum over processes of what is a number in those that have seen nothing."""
-    return _sum(value if isinstance(value, Tensor) else torch.zeros(shape, device=_device()))
-
-
-def _sum(value: Tensor) -> Tensor:
-    dist.all_reduce(value)
-    return value
+    return total(value if isinstance(value, Tensor) else torch.zeros(shape, device=_device()))
 
 
 def _device() -> torch.device:

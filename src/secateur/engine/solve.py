@@ -38,7 +38,9 @@ class Part:
         """The solution, the seconds that it took, and squared errors: of the change, of all."""
         began = time.perf_counter()
         before = self.of(weight)
-        if "cross" in self.stats:
+        if "aim" in self.stats:
+            before = self.stats.aim[self.rows]
+        elif "cross" in self.stats:
             before = aimed(before, self.stats)
         target = self.target
         if target.keep is not None:

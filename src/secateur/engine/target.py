@@ -61,11 +61,15 @@ class Solver:
     Attributes:
         function: ``(weight, stats, target, **options) -> Solved``; weight ``(outputs, inputs)``.
         needs: ``gram`` and ``cross`` where norms and means of the inputs do not suffice;
-            ``gradients`` for those of each sample's loss, ``(samples, outputs, inputs)``.
+            ``gradients`` for those of each sample's loss, ``(samples, outputs, inputs)``;
+            ``inputs`` for the inputs themselves.
         data: False if it looks at weights alone, so that no calibration is run.
         rowwise: Kinds of target for which no row depends on another, so that processes can share
             a layer; ``amount``, ``pattern``, ``keep``.
-        options: Keyword arguments of the function.
+        options: Keyword arguments of both functions.
+        together: Of a method that couples layers: from all layers of a block that have statistics,
+            the block's parameters by name, and the targets, to the statistics that each layer is
+            to be solved with; ``aim`` among them are the weights that it starts from.
     """
 
     function: Callable[..., Solved]
@@ -73,9 +77,16 @@ class Solver:
     data: bool = True
     rowwise: frozenset[str] = frozenset()
     options: Mapping[str, Any] = field(default_factory=dict)
+    together: Callable[..., Any] | None = None
 
     def __call__(self, weight: Tensor, stats: Any, target: Target) -> Solved:
         return self.function(weight, stats, target, **self.options)
+
+    def coupled(self, layers: Any, parameters: Mapping[str, Tensor], target: Any) -> Any:
+        """The layers with the statistics to solve them with, which are theirs unless coupled."""
+        if self.together is None:
+            return layers
+        return self.together(layers, parameters, target, **self.options)
 
 
 def keep_best(scores: Tensor, target: Target, per: Literal["layer", "row"] = "layer") -> Tensor:
