@@ -249,6 +249,8 @@ def _claims(rows: Rows) -> list[str]:
         "Difference of accuracy on the same seeds, in points. *Seen*: on all seeds; *not seen*:",
         "the mean is zero or has the other sign; *unclear*: some seeds disagree. These are short",
         "runs of one small network; what is not seen here may well hold where the papers looked.",
+        "That tickets beat new weights under the same masks, and many rounds one, is in",
+        "[tickets.md](tickets.md). How sensitive AutoPrune and L1 are to settings was not run.",
         "",
         "| claim | sparsity | difference | |",
         "|---|---|---|---|",

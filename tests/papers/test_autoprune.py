@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 from gate_runs import attached, batches, gradient, layer, train
+from torch import nn
 
+import secateur as sec
 from secateur.errors import ConfigError, DataError
 from secateur.methods.during.autoprune import Gated
 
@@ -70,6 +72,29 @@ def test_a_weight_that_does_not_count_stands_still_in_spite_of_momentum() -> Non
     before = net.weight[0].detach().clone()
     train(net, optimizer, batches(2))
     assert torch.equal(net.weight[0].detach(), before)
+
+
+def test_weights_that_were_pruned_come_back_and_stay() -> None:
+    torch.manual_seed(0)
+    net = nn.Linear(8, 1, bias=False)
+    with torch.no_grad():
+        net.weight.fill_(0.5)
+    x = torch.randn(64, 8)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    options = {"strength": 1.0, "initial": 0.05, "lr": 0.05}
+
+    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (output - target).square().mean()
+
+    handle = sec.attach(net, optimizer, ("autoprune", options), loss=loss)
+    kept = []
+    for step in range(120):  # first nothing is worth its charge, then the first input matters
+        target = x[:, :1] * (0.0 if step < 30 else 5.0)
+        optimizer.zero_grad()
+        loss(net(x), target).backward()
+        optimizer.step()
+        kept.append(bool(handle.masks["weight"][0, 0]))
+    assert kept[0] and not kept[29] and all(kept[-20:])
 
 
 def test_a_resumed_run_finds_its_place_in_the_validation_data() -> None:
