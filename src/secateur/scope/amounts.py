@@ -95,7 +95,7 @@ def find(which: str) -> Amounts:
         ConfigError: There is none of that name.
     """
     _load()
-    if which not in _REGISTRY:
+    if which not in [*_REGISTRY]:  # whatever it is, hashable or not
         raise ConfigError(unknown("scope of layers", which, _REGISTRY))
     return _REGISTRY[which]
 
