@@ -15,6 +15,8 @@ from transformers import (
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 import secateur as sec
@@ -96,6 +98,22 @@ def test_the_default_knows_layers_by_their_products_and_not_by_their_class() -> 
     experts = MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4))
     result = sec.sparsify(experts, amount=0.5, data=batches(), progress=False)
     assert result.report.sparsity == pytest.approx(0.5, abs=1e-3)
+
+
+def test_the_default_runs_where_a_decoder_caches_what_it_reads_of_the_encoder() -> None:
+    torch.manual_seed(0)
+    shape = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    model = T5ForConditionalGeneration(T5Config(**shape, vocab_size=100, decoder_start_token_id=0))
+    before = [m.config.use_cache for m in (model, model.encoder, model.decoder)]
+    data = [{**batch, "labels": batch["input_ids"]} for batch in batches()]
+    result = sec.sparsify(model, amount=0.5, data=data, progress=False)
+    assert result.report.sparsity == pytest.approx(0.5, abs=1e-3)
+    assert [m.config.use_cache for m in (model, model.encoder, model.decoder)] == before
+
+
+def test_a_method_that_takes_no_pattern_says_so() -> None:
+    with pytest.raises(ConfigError, match="threshold takes no pattern"):
+        sec.sparsify(llama(), "threshold", pattern="2:4", progress=False)
 
 
 def test_updates_make_up_for_what_the_same_mask_loses() -> None:

@@ -366,17 +366,23 @@ def standing_in(module: nn.Module, function: Callable[..., Any]) -> Iterator[Non
 
 @contextmanager
 def without_cache(model: nn.Module) -> Iterator[None]:
-    """No key-value cache meanwhile: replayed blocks would leave it out of step."""
-    config = getattr(model, "config", None)
-    before = getattr(config, "use_cache", None)
-    if before is None:
-        yield
-        return
-    config.use_cache = False  # type: ignore[union-attr]
+    """No key-value cache meanwhile: replayed blocks would leave it out of step.
+
+    The encoder and the decoder of a model may have a config of their own.
+    """
+    configs: dict[int, Any] = {}
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if hasattr(config, "use_cache"):
+            configs[id(config)] = config
+    before = [config.use_cache for config in configs.values()]
+    for config in configs.values():
+        config.use_cache = False
     try:
         yield
     finally:
-        config.use_cache = before  # type: ignore[union-attr]
+        for config, value in zip(configs.values(), before, strict=True):
+            config.use_cache = value
 
 
 def _copied(output: Any) -> Any:

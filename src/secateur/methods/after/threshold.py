@@ -38,9 +38,16 @@ def solve(weight: Tensor, stats: object, target: Target, *, quality: float = 1.0
     Args:
         weight: ``(outputs, inputs)``.
         stats: Not used.
-        target: A mask is taken as it is; an amount or a pattern is not looked at.
+        target: A mask is taken as it is; an amount is not looked at.
         quality: $q$.
+
+    Raises:
+        ConfigError: A pattern.
     """
+    if target.kind == "pattern":
+        raise ConfigError(
+            "threshold takes no pattern, as its quality says how much goes: use magnitude"
+        )
     size = weight.float().abs()
     keep = size >= quality * weight.float().std(correction=0)
     if target.keep is not None:
