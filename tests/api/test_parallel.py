@@ -34,14 +34,7 @@ def two(function: Callable[[int], Any], folder: Path) -> list[Any]:
         child = os.fork()
         if not child:
             try:
-                meeting = f"file://{folder}/meeting"
-                distributed.init_process_group("gloo", meeting, rank=rank, world_size=2)
-                try:
-                    made = function(rank)
-                except sec.SecateurError as error:
-                    made = f"{type(error).__name__}: {error}"
-                save_state(folder / str(rank), {"made": made})
-                distributed.barrier()
+                take_part(function, folder, rank)
             except BaseException:  # noqa: BLE001 - a fork of the test runner must not go on
                 traceback.print_exc()
             finally:
@@ -51,6 +44,26 @@ def two(function: Callable[[int], Any], folder: Path) -> list[Any]:
     files = [folder / str(rank) for rank in range(2)]
     assert all(path.exists() or -signal.SIGKILL in codes for path in files)
     return [load_state(path)["made"] if path.exists() else None for path in files]
+
+
+def two_anew(case: str, folder: Path) -> list[Any]:
+    """The same of a case, without forks: those cannot use the threads of autograd."""
+    folder.mkdir()
+    words = [sys.executable, __file__, case, str(folder)]
+    children = [subprocess.Popen([*words, str(rank)]) for rank in range(2)]
+    assert [child.wait() for child in children] == [0, 0]
+    return [load_state(folder / str(rank))["made"] for rank in range(2)]
+
+
+def take_part(function: Callable[[int], Any], folder: Path, rank: int) -> None:
+    meeting = f"file://{folder}/meeting"
+    distributed.init_process_group("gloo", meeting, rank=rank, world_size=2)
+    try:
+        made = function(rank)
+    except sec.SecateurError as error:
+        made = f"{type(error).__name__}: {error}"
+    save_state(folder / str(rank), {"made": made})
+    distributed.barrier()
 
 
 def pruned(model: Any, method: Any, **how: Any) -> dict[str, Any]:
@@ -74,20 +87,20 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_are_as_one(case: str, tmp_path: Path) -> None:
-    if "gradients" in case:  # a fork cannot use autograd once its parent has
-        subprocess.run([sys.executable, __file__, case, tmp_path], check=True)
-    else:
-        compare(case, tmp_path)
-
-
-def compare(case: str, tmp_path: Path) -> None:
+def given(case: str, folder: Path) -> tuple[Any, Any, dict[str, Any]]:
     name, method, how = CASES[case]
-    model = checkpoint(tmp_path / "dense", name)
     if name == "mixtral":  # few tokens
         how = {**how, "data": [{"input_ids": batch["input_ids"][:, :2]} for batch in DATA[:2]]}
-    one, other = two(lambda _: pruned(model, method, **how), tmp_path / "two")
+    return checkpoint(folder / "dense", name), method, how
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_are_as_one(case: str, tmp_path: Path) -> None:
+    model, method, how = given(case, tmp_path)
+    if "gradients" in case:
+        one, other = two_anew(case, tmp_path / "two")
+    else:
+        one, other = two(lambda _: pruned(model, method, **how), tmp_path / "two")
     alone = pruned(model, method, **how)
     assert one["rows"] == other["rows"] == alone["rows"]
     for key, mask in alone["masks"].items():
@@ -146,4 +159,7 @@ def test_one_process_in_trouble_ends_both(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    compare(sys.argv[1], Path(sys.argv[2]))
+    case, folder, rank = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    torch.set_num_threads(1)
+    model, method, how = given(case, folder / f"of{rank}")
+    take_part(lambda _: pruned(model, method, **how), folder, rank)
