@@ -12,7 +12,7 @@ install: $(STAMP)  ## make .venv with secateur and everything for its developmen
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
 	touch $(STAMP)
 
 demo: $(STAMP)  ## prune a trained ResNet-20 to half its MACs; report in out/demo/report.html
@@ -32,14 +32,14 @@ format: $(STAMP)  ## rewrite the sources in the project's style
 	$(BIN)/ruff format .
 
 zoo: $(STAMP)  ## trace and prune every model of the coverage sets; table in docs/coverage.md
-	$(BIN)/python -m pip install --quiet --editable '.[zoo]'
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[zoo]'
 	$(BIN)/python -m benchmarks.coverage
 
 results: $(STAMP)  ## prune every network of the zoo several ways; tables in docs/results.md
 	$(BIN)/python -m benchmarks.results
 
 bench: $(STAMP)  ## side by side with Torch-Pruning; tables in docs/benchmarks.md
-	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[bench]'
 	$(BIN)/python -m benchmarks.peer_structural
 
 readme: $(STAMP)  ## write the generated parts of README.md

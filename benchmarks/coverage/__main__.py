@@ -16,6 +16,8 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from benchmarks.needed import need
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "coverage.md"
 
@@ -24,6 +26,8 @@ os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # before to
 
 def main() -> None:
     """Parse the command line, run what is missing, write the page."""
+    need("dev", "torchvision", "timm", "transformers")
+    need("zoo", "psutil", "torch_geometric", "ultralytics")
     from benchmarks.coverage.case import SETS, cases
     from benchmarks.coverage.page import write
     from benchmarks.coverage.store import load

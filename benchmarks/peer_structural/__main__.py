@@ -10,6 +10,8 @@ import argparse
 import os
 from pathlib import Path
 
+from benchmarks.needed import need
+
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # before torch is loaded
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
@@ -18,6 +20,7 @@ PARTS = ("times", "memory", "accuracy", "coverage")
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, run what is missing, write the page."""
+    need("bench", "psutil", "torch_pruning", "torchvision", "timm", "transformers")
     from benchmarks.peer_structural import accuracy, coverage, times
     from benchmarks.peer_structural.page import page
     from benchmarks.peer_structural.store import CELLS, append, load

@@ -32,9 +32,8 @@ def total(row: dict[str, Any]) -> float:
 def _times(rows: Rows) -> str:
     lines = [
         "## Time and memory\n",
-        f"Half of every class by `l2`, random weights: medians of up to {REPEATS} runs "
-        "of one day, not all of them in turns between the libraries, on a machine shared "
-        "with other work. A process that has used "
+        f"Half of every class by `l2`, random weights: medians of {REPEATS} runs "
+        "in turns between the libraries. A process that has used "
         f"{SECONDS} s of CPU time (model included) is ended. *graph*, *plan* and *apply* are CPU "
         "seconds; the peer's *plan* is its enumeration of groups and *apply* its step. *factor* is "
         "the peer's total over ours: below 1 we are slower. *peak* is the memory of the whole "

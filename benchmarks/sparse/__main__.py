@@ -11,7 +11,7 @@ import json
 import time
 
 from benchmarks.sparse.cell import run
-from benchmarks.sparse.design import DENSE, wanted
+from benchmarks.sparse.design import DENSE, HAN, wanted
 from benchmarks.sparse.page import PAGE, page
 from benchmarks.sparse.store import CELLS, load
 
@@ -43,11 +43,11 @@ def main() -> None:
         except sec.SecateurError as error:
             print(f"{cell.key}: {error}", flush=True)
             continue
-        stage = "" if cell.method == DENSE else registry.entry(cell.method).stage
+        stage = "" if cell.method in (DENSE, HAN) else registry.entry(cell.method).stage
         row = {
             "key": cell.key, "kind": cell.kind, "network": cell.network, "method": cell.method,
             "control": cell.control, "setting": cell.setting, "seed": cell.seed, "stage": stage,
-            **figures,
+            "data": cell.data, **figures,
         }  # fmt: skip
         with CELLS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
-from benchmarks.sparse.design import COLLAPSE, CONTROLS, DENSE, EPOCHS, Cell
+from benchmarks.sparse.design import (
+    COLLAPSE,
+    CONTROLS,
+    DENSE,
+    EPOCHS,
+    FASHION,
+    HAN,
+    RETRAINED,
+    ROUNDS,
+    Cell,
+)
 from torch import Tensor, nn
 
 import secateur as sec
@@ -24,16 +35,18 @@ Batches = list[tuple[Tensor, Tensor]]
 
 
 @cache
-def pictures(split: str, limit: int | None = None) -> tuple[Tensor, Tensor]:
-    """All images and labels that ship with the package, as two tensors."""
-    loader = sec.zoo.loaders("fashion_mnist", 500)[split == "test"]
+def pictures(split: str, limit: int | None = None, data: str = FASHION) -> tuple[Tensor, Tensor]:
+    """10,000 training or 2,000 test images and their labels, as two tensors."""
+    loader = sec.zoo.loaders(data, 500)[split == "test"]
     images, labels = zip(*loader, strict=True)
     return torch.cat(images)[:limit], torch.cat(labels)[:limit]
 
 
-def batches(seed: int, epoch: int, limit: int | None, held_out: int) -> Batches:
+def batches(
+    seed: int, epoch: int, limit: int | None, held_out: int, data: str = FASHION
+) -> Batches:
     """The training batches of one epoch, in an order that follows from the seed."""
-    images, labels = pictures("train", limit)
+    images, labels = pictures("train", limit, data)
     number = len(images) - held_out
     order = torch.randperm(number, generator=torch.Generator().manual_seed(1000 * seed + epoch))
     return [(images[i], labels[i]) for i in order.split(BATCH)]
@@ -42,10 +55,12 @@ def batches(seed: int, epoch: int, limit: int | None, held_out: int) -> Batches:
 def run(cell: Cell, limit: int | None = None) -> dict[str, Any]:
     """The figures of a cell; with ``limit``, on so many training images only."""
     torch.set_num_threads(1)
-    return collapse(cell, limit) if cell.kind == "collapse" else train(cell, limit)
+    if cell.kind == "collapse":
+        return collapse(cell, limit)
+    return chain(cell, limit) if cell.method == HAN else train(cell, limit)[1]
 
 
-def train(cell: Cell, limit: int | None) -> dict[str, Any]:
+def train(cell: Cell, limit: int | None) -> tuple[nn.Module, dict[str, Any]]:
     """Train from random weights with the method attached; the same schedule for all."""
     network, seed = cell.network, cell.seed
     torch.manual_seed(seed)
@@ -53,7 +68,7 @@ def train(cell: Cell, limit: int | None) -> dict[str, Any]:
     inputs = sec.zoo.example_inputs(network)
     dense_macs = macs(net, inputs)[0]
     held_out = HELD_OUT if cell.method in BILEVEL and limit is None else 0
-    first = batches(seed, 0, limit, held_out)
+    first = batches(seed, 0, limit, held_out, cell.data)
     steps = EPOCHS[network] * len(first)
     method: Any = cell.method
     scored = first[:SCORED]
@@ -69,7 +84,7 @@ def train(cell: Cell, limit: int | None) -> dict[str, Any]:
     if cell.method != DENSE:
         extra: dict[str, Any] = {}
         if held_out:
-            images, labels = pictures("train")
+            images, labels = pictures("train", None, cell.data)
             extra["validation"] = list(
                 zip(images[-held_out:].split(BATCH), labels[-held_out:].split(BATCH), strict=True)
             )
@@ -94,7 +109,7 @@ def train(cell: Cell, limit: int | None) -> dict[str, Any]:
         if step == steps:
             break
         if step % len(first) == 0:
-            epoch = batches(seed, step // len(first), limit, held_out)
+            epoch = batches(seed, step // len(first), limit, held_out, cell.data)
             net.train()
         images, labels = epoch[step % len(first)]
         for group in optimizer.param_groups:
@@ -104,10 +119,35 @@ def train(cell: Cell, limit: int | None) -> dict[str, Any]:
         optimizer.step()
     found["seconds"] = round(time.process_time() - start, 1)
     found["macs"] = macs(net, inputs)[0] / dense_macs
-    found["accuracy"] = accuracy(net)
+    found["accuracy"] = accuracy(net, cell.data)
     if cell.method == "free_tickets" and handle is not None:
         found["vote"] = _vote(network, handle)
-    return {k: round(v, 5) if isinstance(v, float) else v for k, v in found.items()}
+    return net, {k: round(v, 5) if isinstance(v, float) else v for k, v in found.items()}
+
+
+def chain(cell: Cell, limit: int | None) -> dict[str, Any]:
+    """Han et al.: train, then prune and retrain at a tenth of the rate, round after round."""
+    start = time.process_time()
+    net, _ = train(replace(cell, method=DENSE), limit)
+    retrain = {
+        "epochs": RETRAINED, "lr": 0.01, "weight_decay": 5e-4, "rescale_dropout": True,
+        "progress": False, "seed": cell.seed,
+    }  # fmt: skip
+    last = sec.lottery.tickets(
+        net, ("fine-tune", retrain), amount=cell.options["amount"], steps=ROUNDS,
+        criterion=deviations, data=batches(cell.seed, 0, limit, 0, cell.data), seed=cell.seed,
+    )[-1]  # fmt: skip
+    net.load_state_dict(last.weights)
+    return {
+        "sparsity": round(last.masks.sparsity, 5), "emptied": last.masks.empty(), "macs": 1.0,
+        "seconds": round(time.process_time() - start, 1),
+        "accuracy": round(accuracy(net, cell.data), 5),
+    }  # fmt: skip
+
+
+def deviations(weight: Tensor, stats: Any = None) -> Tensor:
+    """Magnitude in standard deviations of what is left of its layer: one quality for all layers."""
+    return weight.abs() / weight[weight != 0].std(correction=0).clamp(min=1e-12)
 
 
 def one_cycle(steps: int) -> list[dict[str, float]]:
@@ -150,10 +190,10 @@ def _masks(net: nn.Module, cell: Cell, scored: Batches, inputs: Any) -> sec.Mask
 
 
 @torch.no_grad()
-def accuracy(net: nn.Module) -> float:
-    """On the 2,000 test images that ship with the package."""
+def accuracy(net: nn.Module, data: str = FASHION) -> float:
+    """On 2,000 test images."""
     net.eval()
-    images, labels = pictures("test")
+    images, labels = pictures("test", None, data)
     guesses = torch.cat([net(x).argmax(1) for x in images.split(500)])
     return float((guesses == labels).float().mean())
 
@@ -169,7 +209,7 @@ def _vote(network: str, handle: Any) -> float:
 
 
 def collapse(cell: Cell, limit: int | None) -> dict[str, Any]:
-    """The lowest sparsity, of a grid, at which a method before training leaves a layer empty."""
+    """The lowest sparsity, of a grid, at which a method leaves a layer empty, or refuses to try."""
     scored = batches(cell.seed, 0, limit, 0)[:SCORED]
     options = {k: v for k, v in cell.options.items() if k != "every"}
     if registry.entry(cell.method).name == "isometric_snip":
@@ -178,10 +218,13 @@ def collapse(cell: Cell, limit: int | None) -> dict[str, Any]:
         torch.manual_seed(cell.seed)
         net = sec.zoo.build(cell.network)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-        handle = sec.attach(
-            net, optimizer, cell.method, amount=amount, data=scored, allow_empty=True,
-            seed=cell.seed, **options,
-        )  # fmt: skip
+        try:
+            handle = sec.attach(
+                net, optimizer, cell.method, amount=amount, data=scored, allow_empty=True,
+                seed=cell.seed, **options,
+            )  # fmt: skip
+        except sec.SecateurError as error:  # a method may refuse what it cannot give
+            return {"lost_at": None, "emptied": [], "refused_at": amount, "refusal": str(error)}
         empty = handle.masks.empty()
         handle.detach()
         if empty:

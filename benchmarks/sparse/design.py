@@ -10,6 +10,9 @@ from typing import Any
 from secateur.methods import registry
 
 DENSE = "dense"
+HAN = "han"  # no method of the registry: train, then prune and retrain round after round
+ROUNDS, RETRAINED = 5, 2  # of that chain: rounds, and epochs after each
+FASHION, MNIST = "fashion_mnist", "mnist"
 EPOCHS = {"lenet300": 6, "resnet8": 4, "lenet5": 4}
 LOOKS = 20  # steps between two looks, for methods that take `every`
 TWO = (0.9, 0.98)
@@ -70,11 +73,12 @@ class Cell:
     Attributes:
         kind: "weights", "compression", "channels" or "collapse".
         network: Of the zoo, trained from random weights.
-        method: As registered, or "dense".
+        method: As registered, "dense" or "han".
         setting: "90.0%", "2x", "own", ...
         seed: Of weights, batches and everything random.
         control: One of ``CONTROLS``, or nothing.
         options: Of the method.
+        data: Of the zoo.
     """
 
     kind: str
@@ -84,6 +88,7 @@ class Cell:
     seed: int = 0
     control: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    data: str = FASHION
 
     @property
     def settled(self) -> float:
@@ -94,7 +99,8 @@ class Cell:
     @property
     def key(self) -> str:
         """What the cell is found by among the finished ones."""
-        parts = (self.kind, self.network, self.method, self.control, self.setting, str(self.seed))
+        network = self.network if self.data == FASHION else f"{self.network} on {self.data}"
+        parts = (self.kind, network, self.method, self.control, self.setting, str(self.seed))
         return "/".join(parts)
 
 
@@ -134,19 +140,31 @@ def wanted() -> list[Cell]:
         for name in registry.names("before")
         if registry.find(name).gate is None and name != "dual_ticket"
     ]
-    found.append(Cell("compression", "lenet5", DENSE, "own"))
-    found += [
-        Cell("compression", network, name, f"{k}x", options={**_options(name), "amount": 1 - 1 / k})
-        for network in ("lenet5", "lenet300")
-        for k in COMPRESSION
-        for name in ("gradual_magnitude", "autoprune")
-    ]
+    found += [c for data in (FASHION, MNIST) for c in _compression(data)]
     for seed in SEEDS:
         for name in CONTROLLED:
             found += [weights(name, a, seed, c) for c in CONTROLS for a in TWO]
         found += [weights(n, a, seed) for n in REPRESENTATIVE for a in CURVE]
         found.append(Cell("weights", "lenet300", DENSE, "own", seed))
     return list({cell.key: cell for cell in found}.values())
+
+
+def _compression(data: str) -> list[Cell]:
+    """Both LeNets at few weights, by each way."""
+    cells = [Cell("compression", "lenet5", DENSE, "own", data=data)]
+    if data != FASHION:  # the dense one of the other tables is the same run
+        cells.append(Cell("compression", "lenet300", DENSE, "own", data=data))
+    for network in ("lenet5", "lenet300"):
+        for k in COMPRESSION:
+            amount = {"amount": 1 - 1 / k}
+            cells += [
+                Cell(
+                    "compression", network, n, f"{k}x", options={**_options(n), **amount}, data=data
+                )
+                for n in ("gradual_magnitude", "autoprune")
+            ]
+            cells.append(Cell("compression", network, HAN, f"{k}x", options=amount, data=data))
+    return cells
 
 
 def _options(name: str) -> dict[str, Any]:

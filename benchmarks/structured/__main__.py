@@ -34,26 +34,41 @@ VISION = Path(__file__).parent / "vision.json"
 EXPERTS = Path(__file__).parent / "experts.json"
 PAGE = Path(__file__).parents[2] / "docs" / "structured.md"
 FEWER = [2, 256]  # where every block is tried in every step
-BLOCKS, PARAMETERS = {"amount": 0.2}, {"keep": {"params": 0.84}}  # six blocks of thirty, as much
+LEFT = {0.1: 0.92, 0.2: 0.84, 0.3: 0.76}  # parameters that stay if so many of the blocks' go
+METHODS: tuple[dict[str, Any], ...] = (
+    {"method": "width"},
+    {"method": "shortgpt"},
+    {"method": "flap"},
+    {"method": "flap", "arguments": {"recovery": "fold"}},
+    {"method": "mask_tuning"},
+    {"method": "minitron"},
+    {"method": "wanda_sp"},
+    {"method": "slicegpt"},
+    {"method": "llm_pruner"},
+    {"method": "shortened_llama", "options": {"by": "taylor", "first": 4, "last": 2}},
+    {"method": "shortened_llama", "tokens": FEWER},
+    {"method": "sleb", "tokens": FEWER},
+)
+MORE: tuple[dict[str, Any], ...] = (
+    {"method": "flap", "options": {"compensate": False}},
+    {"method": "blockpruner", "tokens": FEWER},
+)
+BLOCKS = ("shortgpt", "shortened_llama", "sleb")  # whole ones go, so their number is the goal
+
+
+def _at(cell: dict[str, Any], amount: float) -> dict[str, Any]:
+    whole = cell["method"] in BLOCKS
+    return {**cell, "goal": {"amount": amount} if whole else {"keep": {"params": LEFT[amount]}}}
+
+
 WANTED: tuple[dict[str, Any], ...] = (
     {"method": "dense"},
-    {"method": "shortgpt", "goal": BLOCKS},
-    {"method": "shortened_llama", "goal": BLOCKS, "options": {"by": "taylor", "first": 4,
-                                                              "last": 2}, "tokens": FEWER},
-    {"method": "flap", "goal": PARAMETERS},
-    {"method": "flap", "goal": PARAMETERS, "arguments": {"recovery": "fold"}},
-    {"method": "wanda_sp", "goal": PARAMETERS},
-    {"method": "shortened_llama", "goal": BLOCKS, "tokens": FEWER},
-    {"method": "flap", "goal": PARAMETERS, "options": {"compensate": False}},
+    *(_at(cell, 0.2) for cell in METHODS),
+    *(_at(cell, amount) for amount in (0.1, 0.3) for cell in METHODS),
     {"method": "slicegpt", "goal": {"amount": 0.2}},
     {"method": "slicegpt", "goal": {"amount": 0.3}},
-    {"method": "slicegpt", "goal": PARAMETERS},
-    {"method": "llm_pruner", "goal": PARAMETERS, "tokens": [8, 256]},
-    {"method": "minitron", "goal": PARAMETERS},
-    {"method": "mask_tuning", "goal": PARAMETERS, "tokens": [16, 128]},
-    {"method": "sleb", "goal": BLOCKS, "tokens": FEWER},
-    {"method": "blockpruner", "goal": PARAMETERS, "tokens": FEWER},
-)  # fmt: skip
+    *(_at(cell, 0.2) for cell in MORE),
+)
 _KEY = ("method", "goal", "options", "arguments", "tokens", "seed")
 
 
@@ -81,37 +96,57 @@ def page(done: dict[str, dict[str, Any]]) -> str:
         "SmolLM2-135M-Instruct (its 4-bit weights expanded to float32), 30 blocks, 9 query and 3 "
         f"key-value heads, tied embeddings. Calibration: {TOKENS[0]} pieces of {TOKENS[1]} tokens "
         "of Wikipedia text unless a row says less. Perplexity: 8 windows of 512 tokens of the "
-        "other part of that text, 4 windows of web text that no method saw. One seed, nothing is "
-        "trained afterwards. Seconds are CPU time of one thread for planning, removal, proof and "
+        "other part of that text, 4 windows of web text that no method saw. Choices: 40 questions "
+        "made from the web text, chance 25 %. One seed, nothing is trained afterwards. Memory is "
+        "what it needed beyond the model, the dense copy that it keeps included. Seconds are CPU "
+        "time of one thread for planning, removal, proof and "
         "mending. Proven means that the smaller model equals the dense one with the same units "
         "masked, or the same blocks skipped, before it was mended. SliceGPT has to untie the "
         "embeddings (28.3 million parameters more) and adds a matrix a block, so its parameters "
         "left count both.",
         "",
-        "| method | goal | parameters left | Wikipedia | web | proven | seconds |",
-        "|---|---|---|---|---|---|---|",
     ]
-    for wanted in WANTED:
-        cell = done.get(key(wanted))
-        if cell is None or dense is None:
-            continue
-        share = cell["parameters"] / dense["parameters"]
-        proof = cell.get("proof")
-        proven = "" if proof is None else f"to {proof['error']:.0e}" if proof["ok"] else "NO"
+    if dense is not None:
         lines.append(
-            f"| {_name(cell)} | {_goal(cell)} | {share:.1%} | {cell['wiki']} | {cell['web']} "
-            f"| {proven} | {cell.get('seconds', '')} |"
+            f"Dense: Wikipedia {dense['wiki']:.2f}, web {dense['web']:.2f}, "
+            f"choices {dense['choices']:.1%}."
         )
+        for amount in sorted(LEFT):
+            lines += _table(amount, done, dense)
     gone = {
         c["method"]: c["dropped"]
         for c in done.values()
-        if c.get("dropped") and c["method"] != "slicegpt"
-    }  # whose blocks all stay
+        if c.get("dropped") and c["method"] != "slicegpt" and c["goal"] != {"amount": 0.1}
+    }  # of SliceGPT all blocks stay
     lines += [] if not gone else ["", "Blocks that went: " + "; ".join(
         f"`{name}` {', '.join(b.removeprefix('model.layers.') for b in blocks)}"
         for name, blocks in gone.items()
     ) + "."]  # fmt: skip
     return "\n".join([*lines, *_clock(), *_experts(), *_gates(), *_vision()]) + "\n"
+
+
+def _table(amount: float, done: dict[str, dict[str, Any]], dense: dict[str, Any]) -> list[str]:
+    """All methods at one amount, the best first."""
+    goals = ({"amount": amount}, {"keep": {"params": LEFT[amount]}})
+    cells = [done[key(w)] for w in WANTED if w.get("goal") in goals and key(w) in done]
+    lines = [
+        "",
+        f"## {amount:.0%} of what the blocks hold",
+        "",
+        "| method | goal | parameters left | Wikipedia | web | choices | proven | seconds "
+        "| memory, MB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for cell in sorted(cells, key=lambda cell: cell["wiki"]):
+        proof = cell["proof"]
+        proven = f"to {proof['error']:.0e}" if proof["ok"] else "NO"
+        lines.append(
+            f"| {_name(cell)} | {_goal(cell)} | {cell['parameters'] / dense['parameters']:.1%} "
+            f"| {cell['wiki']} | {cell['web']} | {cell['choices']:.1%} "
+            f"| {proven} | {cell['seconds']} "
+            f"| {cell['memory_mb']} |"
+        )
+    return lines
 
 
 def _clock() -> list[str]:

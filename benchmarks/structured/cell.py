@@ -8,13 +8,14 @@ import sys
 import time
 from typing import Any
 
-TOKENS = (8, 512)  # pieces of calibration and their length, where a cell says nothing else
+TOKENS = (16, 512)  # pieces of calibration and their length, where a cell says nothing else
 
 
 def measure(wanted: dict[str, Any]) -> dict[str, Any]:
     """Prune, judge by both held-out texts."""
     import torch
     from benchmarks.llm import material
+    from benchmarks.llm.cell import Peak
 
     import secateur as sec
     from secateur.analyse import language
@@ -30,19 +31,22 @@ def measure(wanted: dict[str, Any]) -> dict[str, Any]:
     small = model
     if wanted["method"] != "dense":
         batches = [{"input_ids": ids, "labels": ids} for ids in pieces.ids.split(1)]
+        for parameter in model.parameters():  # mapped files count only once they have been read
+            parameter.sum()
         began = time.process_time()
-        result = sec.prune(
-            model,
-            {"input_ids": pieces.ids[:1, :32]},
-            method=(wanted["method"], wanted.get("options", {})),
-            data=batches,
-            verify=wanted.get("verify", True),
-            measure=False,
-            progress=False,
-            **wanted["goal"],
-            **wanted.get("arguments", {}),
-        )
+        with Peak() as peak:
+            result = sec.prune(
+                model,
+                {"input_ids": pieces.ids[:1, :32]},
+                method=(wanted["method"], wanted.get("options", {})),
+                data=batches,
+                measure=False,
+                progress=False,
+                **wanted["goal"],
+                **wanted.get("arguments", {}),
+            )
         cell["seconds"] = round(time.process_time() - began, 1)
+        cell["memory_mb"] = peak.megabytes
         proof, small = result.verification, result.model
         cell["proof"] = None if proof is None else {"ok": proof.ok, "error": proof.error}
         cell["dropped"] = [gap.module for gap in result.plan.dropped]
@@ -53,6 +57,8 @@ def measure(wanted: dict[str, Any]) -> dict[str, Any]:
         "web": language.held_out(tokenizer, material.text("c4"), number=4, length=512),
     }.items():
         cell[name] = round(language.perplexity(small, windows), 2)
+    questions = language.cloze(tokenizer, material.text("c4"), number=40, context=16, ending=8)
+    cell["choices"] = round(language.accuracy(small, questions), 4)
     return cell
 
 

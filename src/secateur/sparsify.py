@@ -16,7 +16,7 @@ from typing import Any
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from secateur.engine.batches import finite
+from secateur.engine.batches import finite, tensors_of
 from secateur.engine.checkpoint import digest
 from secateur.engine.finished import Row, Solution
 from secateur.engine.layerwise import Job, solve_blocks, whole_or_not_at_all
@@ -33,7 +33,7 @@ from secateur.methods.shares import Share, shares
 from secateur.names import match_names, unknown
 
 # What docs/llm.md compares with SparseGPT.
-DEFAULT = ("admm", {"iterations": 10, "damping": 0.3})
+DEFAULT = ("admm", {"iterations": 5, "damping": 0.3})
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,7 @@ def sparsify(
     ignore: Iterable[str] = (),
     propagate: Propagate = "pruned",
     true_sequential: bool = False,
+    tune: int | None = None,
     checkpoint: str | Path | None = None,
     spill: str | Path | None = None,
     inplace: bool = False,
@@ -178,6 +179,9 @@ def sparsify(
         propagate: What the next block is given: ``pruned`` outputs, ``dense`` ones, or ``both``:
             every layer sees the pruned inputs and aims at what it gave on the dense ones.
         true_sequential: Gather statistics anew after each group of layers with the same input.
+        tune: Passes over the data in which what stays of a block is trained until the block gives
+            what it gave before (see ``engine.tune``). Default: none, but one if no method is named
+            and there is a pattern or masks.
         checkpoint: Folder for finished blocks: a run that was killed goes on there.
         spill: Folder for activations that do not fit into memory, and for the temporary file of
             ``inplace``.
@@ -210,18 +214,20 @@ def sparsify(
         if masks is not None:
             MaskSet(masks).check(model)
         _require_finite(model)
+        even = pattern is not None or masks is not None
+        tune = passes(method, even) if tune is None else tune
         if scope is None:
-            even = method is not None or pattern is not None or masks is not None
-            scope = "uniform" if even else "fisher"
+            scope = "uniform" if even or method is not None else "fisher"
         chosen = registry.find(DEFAULT if method is None else method, amount, **options)
         samples: list[Any] = []
-        if data is not None or (chosen.solver is not None and chosen.solver.data):
+        if data is not None or tune or (chosen.solver is not None and chosen.solver.data):
             samples = list(calibration(model, data))
         divisible = None if pattern is not None else 0.5 if chosen.amount is None else chosen.amount
         divided = shares(model, scope, divisible, samples, left_alone_by(model, ignore))
         chosen, job = job_of(
             model, chosen, amount=amount, pattern=pattern, masks=masks, amounts=amounts,
-            ignore=ignore, propagate=propagate, true_sequential=true_sequential, divided=divided,
+            ignore=ignore, propagate=propagate, true_sequential=true_sequential, tune=tune,
+            divided=divided,
         )  # fmt: skip
         made = model if inplace else copy.deepcopy(model)
         given = {
@@ -236,6 +242,11 @@ def sparsify(
     return Sparsified(made, solution.masks, report_of(chosen, solution, made, began))
 
 
+def passes(method: Any, even: bool) -> int:
+    """Of the tuning, where the user does not say: where all layers lose the same by default."""
+    return int(method is None and even)
+
+
 def job_of(
     model: nn.Module,
     method: Any,
@@ -247,6 +258,7 @@ def job_of(
     ignore: Iterable[str],
     propagate: Propagate,
     true_sequential: bool,
+    tune: int | None = None,
     divided: Mapping[str, Share] = MappingProxyType({}),
     **options: Any,
 ) -> tuple[registry.Method, Job]:
@@ -270,6 +282,9 @@ def job_of(
     if parsed is not None and amount is not None and abs(amount - parsed[0] / parsed[1]) > 1e-9:
         raise ConfigError(f"amount={amount} contradicts pattern={pattern!r}: leave one out")
     names = [n for n, _ in model.named_parameters()] + [n for n, _ in model.named_modules() if n]
+    tune = tune or 0
+    if tune < 0 or tune != int(tune):
+        raise ConfigError(f"tune={tune!r}: give a whole number of passes over the data, 0 for none")
     own = {n: v for glob, v in (amounts or {}).items() for n in _matched([glob], names)}
     for name, value in own.items():
         if not 0 <= value <= 1:
@@ -287,10 +302,11 @@ def job_of(
         "method": repr((chosen.name, sorted(solver.options.items()))),
         "target": repr((chosen.amount, parsed, sorted(own.items()), sorted(ignore))),
         "divided": repr(sorted((name, share.amount) for name, share in divided.items())),
-        "walk": repr((propagate, true_sequential)),
+        "walk": repr((propagate, true_sequential, tune)),
         "masks": digest(masks) if masks is not None else "",
     }
-    return chosen, Job(solver, target, left_alone_by(model, ignore), true_sequential, identity)
+    ignored = left_alone_by(model, ignore)
+    return chosen, Job(solver, target, ignored, true_sequential, tune, identity)
 
 
 def report_of(
@@ -378,15 +394,3 @@ def calibration(model: nn.Module, data: Iterable[Any] | None) -> Iterable[Any]:
         raise DataError(
             "calibration has no batch: give at least one (a generator can be read only once)"
         )
-
-
-def tensors_of(value: Any, where: str = "") -> dict[str, Tensor]:
-    """Every tensor of nested batches, by its place."""
-    if isinstance(value, Tensor):
-        return {where: value}
-    pairs: Any = ()
-    if isinstance(value, Mapping):
-        pairs = value.items()
-    elif isinstance(value, list | tuple):
-        pairs = enumerate(value)
-    return {n: t for k, v in pairs for n, t in tensors_of(v, f"{where}.{k}").items()}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.engine.batches import run
+from secateur.engine.batches import run, tensors_of
 from secateur.engine.blocks import Block, find_blocks
 from secateur.engine.checkpoint import digest
 from secateur.engine.finished import Finished
@@ -32,8 +32,8 @@ from secateur.sparsify import (
     SparsityReport,
     calibration,
     job_of,
+    passes,
     report_of,
-    tensors_of,
 )
 
 MASKS = "masks.safetensors"
@@ -75,6 +75,7 @@ def sparsify_folder(
     ignore: Iterable[str] = (),
     propagate: Propagate = "pruned",
     true_sequential: bool = False,
+    tune: int | None = None,
     dtype: torch.dtype | None = None,
     spill: bool = False,
     progress: bool = True,
@@ -92,8 +93,8 @@ def sparsify_folder(
     Args:
         source: Folder with ``config.json`` and safetensors files of a model of transformers.
         out: Folder that will be made.
-        method, amount, pattern, data, masks, amounts, ignore, propagate, true_sequential: As of
-            ``sparsify``, whose default without its ``scope`` this is: every layer loses the same.
+        method, amount, pattern, data, masks, amounts, ignore, propagate, true_sequential, tune: As
+            of ``sparsify``, whose default without its ``scope`` this is: all layers lose the same.
         dtype: Type to compute in; default: the checkpoint's. Results are stored in the
             checkpoint's, and blocks see those before them as stored.
         spill: Keep activations on disk too.
@@ -120,17 +121,19 @@ def sparsify_folder(
     names = pretrained.names(model, shards)
     if masks is not None:
         MaskSet(masks).check(model)
+    if tune is None:
+        tune = passes(method, pattern is not None or masks is not None)
     chosen, job = job_of(
         model, DEFAULT if method is None else method, amount=amount, pattern=pattern, masks=masks,
         amounts=amounts, ignore=ignore, propagate=propagate, true_sequential=true_sequential,
-        **options,
+        tune=tune, **options,
     )  # fmt: skip
     if "gradients" in job.solver.needs:
         raise ConfigError(
             f"method {chosen.name} needs gradients of the loss, for which the whole model must be "
             "in memory: load it and call sparsify, or choose a method that looks at inputs"
         )
-    samples = list(calibration(model, data)) if job.solver.data or data is not None else []
+    samples = list(calibration(model, data)) if job.data or data is not None else []
     given = {
         "data": digest(tensors_of(samples)),
         "dtype": str(dtype),
@@ -144,7 +147,7 @@ def sparsify_folder(
     copy = open_shards(unfinished)
     streamed = Streamed(model, shards, copy, names)
     blocks = find_blocks(model)
-    if job.solver.data:
+    if job.data:
         blocks = _seen_blocks(streamed, blocks, pretrained.head(model), samples[0])
     solution = solve_blocks(
         model, samples, job, propagate=propagate, blocks=blocks, streamed=streamed,

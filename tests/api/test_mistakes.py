@@ -114,3 +114,12 @@ def test_missing_data_are_asked_for_in_python_and_on_the_command_line(
 ) -> None:
     with pytest.raises(DataError, match=r"NoneType.*--data FILE\.py:loaders"):
         sec.prune(net(), torch.randn(2, 4), amount=0.5, measure=False, **options)
+
+
+@pytest.mark.parametrize("value", [3, ["a"], ("l2", {"x": 1}), {"a": 1}], ids=str)
+@pytest.mark.parametrize(
+    "name", ["criterion", "scope", "recovery", "schedule", "reduction", "normalizer", "kinds"]
+)
+def test_a_choice_of_another_type_is_a_mistake_like_any_other(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=name.removesuffix("s")):
+        sec.prune(net(), torch.randn(2, 4), amount=0.5, progress=False, **{name: value})

@@ -108,6 +108,57 @@ def test_one_round_empties_layers_and_many_rounds_do_not() -> None:
     assert sum(many) == 300 and min(many) > 50
 
 
+def convolutional() -> nn.Sequential:
+    """With biases and a norm whose shift and mean are not zero, as in trained networks."""
+    torch.manual_seed(2)
+    net = nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 8, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32, 12),
+        nn.ReLU(),
+        nn.Linear(12, 5),
+    )
+    nn.init.normal_(net[1].bias)
+    nn.init.normal_(net[1].running_mean)
+    return net
+
+
+def test_conservation_holds_in_every_round_with_biases_and_norms_too() -> None:
+    net = convolutional()
+    weights = {n: p for n, p in net.named_parameters() if p.dim() > 1}
+    total = sum(p.numel() for p in weights.values())
+    for keep in torch.logspace(math.log10(total), math.log10(4), 60).round().int().tolist():
+        scores = synflow(net, weights, data=[torch.zeros(1, 1, 8, 8)])
+        sums = [float(s.sum()) for s in scores.values()]
+        assert sums == pytest.approx([1.0] * 4, rel=1e-6)
+        lowest = torch.cat([s.flatten() for s in scores.values()]).topk(keep).values[-1]
+        with torch.no_grad():
+            for n, p in weights.items():
+                p.mul_(scores[n] >= lowest)
+    assert all(bool(p.any()) for p in weights.values())
+
+
+@pytest.mark.parametrize("more", [0, 1, 3])
+def test_no_layer_is_emptied_down_to_one_weight_a_layer(more: int) -> None:
+    net = convolutional()
+    total = sum(p.numel() for p in net.parameters() if p.dim() > 1)
+    handle = sec.attach(
+        net,
+        torch.optim.SGD(net.parameters(), lr=0.1),
+        "synflow",
+        amount=1 - (4 + more) / total,
+        data=[torch.zeros(1, 1, 8, 8)],
+        allow_empty=True,
+    )
+    counts = [int(m.sum()) for m in handle.masks.values()]
+    assert sum(counts) == 4 + more and min(counts) >= 1
+
+
 def test_mistakes_are_named() -> None:
     with pytest.raises(DataError, match="shape of the inputs"):
         scored(mlp(6, 3), None)

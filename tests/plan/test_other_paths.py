@@ -162,28 +162,6 @@ def test_a_pruned_forward_that_raises_is_reported_as_such():
         plan.verify(model, broken)
 
 
-class Optional(nn.Module):
-    """An auxiliary head that runs in training only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 3)
-        self.aux = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
-
-    def forward(self, x: Tensor) -> Any:
-        y = self.a(x)
-        return (self.b(y), self.aux(y)) if self.training else self.b(y)
-
-
-def test_what_did_not_run_is_named_everywhere():
-    graph = sec.trace(Optional(), torch.randn(2, 6))
-    plan = sec.plan(graph, amount=0.5)
-    said = " ".join(f"{graph} {plan.notes} {plan.verify().note}".split())
-    assert graph.idle == ("aux",)
-    assert said.count("aux did not run in this forward") == 3
-    assert "did not run" not in str(sec.trace(nn.Sequential(nn.Linear(6, 4)), torch.randn(2, 6)))
-
-
 class Window(nn.Module):
     """Scores against the part of a table around its middle; the span is a tensor."""
 

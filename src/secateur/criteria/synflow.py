@@ -29,9 +29,10 @@ def synflow(
     r"""Score $S_i = \frac{1}{R} \frac{\partial R}{\partial |\theta_i|} |\theta_i|$.
 
     $R$ is the sum of the outputs for an input of ones when every parameter and buffer has its
-    absolute value, in evaluation mode and float64. Without biases and norms the scores of each
-    layer add up to 1. Dividing by $R$ changes no ranking and keeps them within float32. Inputs that
-    are no floating numbers (tokens, edges) stay as they are.
+    absolute value, and biases and running means are zero, in evaluation mode and float64. So the
+    scores of each layer that all of the flow passes add up to 1, and the last weight of such a
+    layer has the highest. Dividing by $R$ changes no ranking and keeps them within float32. Inputs
+    that are no floating numbers (tokens, edges) stay as they are.
 
     Args:
         model: Any; it is not changed.
@@ -59,7 +60,7 @@ def synflow(
         batch = to_device(next(take(epoch_batches(data, 0, 0), 1)), device_of(model))
     args, kwargs = as_call(tree_map(_ones, inputs_of(batch)))
     absolute = {
-        n: t.detach().double().abs() if t.is_floating_point() else t
+        n: _absolute(n, t) if t.is_floating_point() else t
         for n, t in chain(model.named_parameters(), model.named_buffers())
     }
     for name in parameters:
@@ -91,6 +92,13 @@ def synflow(
             "leave a softmax at its end to the loss"
         )
     return {n: s.abs() for n, s in found.items()}
+
+
+def _absolute(name: str, tensor: Tensor) -> Tensor:
+    """The absolute values; zero for what is added, whose flow no weight before it would carry."""
+    values = tensor.detach().double().abs()
+    own = name.rpartition(".")[2]
+    return torch.zeros_like(values) if "bias" in own or own == "running_mean" else values
 
 
 def _ones(value: Any) -> Any:

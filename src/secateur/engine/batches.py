@@ -179,3 +179,15 @@ def _default_loss(logits: Tensor, target: Tensor) -> Tensor:
         logits = logits.flatten(0, -2)
         target = target.flatten()
     return F.cross_entropy(logits, target)
+
+
+def tensors_of(value: Any, where: str = "") -> dict[str, Tensor]:
+    """Every tensor of nested batches, by its place."""
+    if isinstance(value, Tensor):
+        return {where: value}
+    pairs: Any = ()
+    if isinstance(value, Mapping):
+        pairs = value.items()
+    elif isinstance(value, list | tuple):
+        pairs = enumerate(value)
+    return {n: t for k, v in pairs for n, t in tensors_of(v, f"{where}.{k}").items()}

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from secateur.engine.batches import labelled, run, task_loss
 from secateur.engine.blocks import find_blocks
 from secateur.engine.gather import Gathered
 from secateur.engine.gradients import frozen
 from secateur.engine.products import Layer
-from secateur.engine.sequential import block_weights, token_masks
+from secateur.engine.sequential import block_weights, standing_in, token_masks, without_cache
 from secateur.errors import DataError
 from secateur.measure.calling import device_of, evaluating, to_device, unfused
 
@@ -84,6 +85,9 @@ def dense_energies(
 ) -> list[Energies]:
     """One forward and one backward a sample; gradients of activations only, none of weights.
 
+    Each block keeps its inputs alone and runs again on the way back (gradient checkpointing), so
+    that one block's activations are held and not the whole model's.
+
     Layers are those whose module has no other and gives ``(..., outputs)``; experts that are
     stacked in one parameter and convolutions are left out.
 
@@ -131,6 +135,9 @@ def dense_energies(
             if sum(p.dim() > 1 for p in module.parameters()) == 1:
                 stack.callback(module.register_forward_hook(watch(name)).remove)
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(without_cache(model))
+        for block in {owner[name]: None for name in owner}:
+            stack.enter_context(_run_again(model.get_submodule(block)))
         for batch in batches:
             with gathered.watching(token_masks(batch)):
                 loss = task_loss(run(model, batch), batch)
@@ -147,6 +154,24 @@ def dense_energies(
         for n, g in [sums.get(layer.name, (0, None))]
         if g is not None and g.shape == (layer.shape[0],)
     ]
+
+
+def _run_again(block: nn.Module) -> AbstractContextManager[None]:
+    """Meanwhile a block forgets its activations after a forward and makes them again for backward.
+
+    Example:
+        >>> net, x = nn.Linear(2, 1), torch.ones(1, 2, requires_grad=True)
+        >>> with _run_again(net):
+        ...     net(x).sum().backward()
+        >>> torch.equal(x.grad, net.weight)
+        True
+    """
+    forward = block.forward
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return standing_in(block, function)
 
 
 def matrices(

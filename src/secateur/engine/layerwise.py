@@ -27,6 +27,7 @@ from secateur.engine.solve import solve_layers
 from secateur.engine.statistics import Stats
 from secateur.engine.streamed import Streamed
 from secateur.engine.target import Solver, Target
+from secateur.engine.tune import tune
 from secateur.errors import PlanError
 
 
@@ -39,6 +40,7 @@ class Job:
         target: From the name of a layer (that of its parameter, with an index for a part).
         ignored: Whether a parameter is left alone.
         true_sequential: Gather statistics anew after each group of layers with the same input.
+        tune: Passes over the samples in which what stays of a block is trained.
         identity: What a checkpoint must have been made with.
     """
 
@@ -46,7 +48,13 @@ class Job:
     target: Callable[[Layer], Target]
     ignored: Callable[[str], bool] = lambda _: False
     true_sequential: bool = False
+    tune: int = 0
     identity: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def data(self) -> bool:
+        """Whether samples are run."""
+        return self.solver.data or self.tune > 0
 
 
 def solve_blocks(
@@ -102,9 +110,9 @@ def solve_blocks(
             spill = stack.enter_context(tempfile.TemporaryDirectory(dir=spill))
         for step in walk(
             model,
-            own(list(data)) if job.solver.data else (),
+            own(list(data)) if job.data else (),
             propagate=propagate,
-            blocks=blocks if job.solver.data or blocks is not None else find_blocks(model),
+            blocks=blocks if job.data or blocks is not None else find_blocks(model),
             residence=streamed,
             spill=spill if folder is None or spill is None else finished.activations,
             resume=finished.walk,
@@ -167,11 +175,11 @@ def whole_or_not_at_all(
 
 def _solve_block(step: Step, job: Job) -> Solution:
     """Solve the layers of one block in place, in the order of the calls."""
-    if not job.solver.data:
+    if not job.data:
         return _solve_unseen(step, job)
     done, keep = Solution(), dict[str, Tensor]()
     weights = {n: p for n, p in step.weights().items() if not job.ignored(n)}
-    gathered = _gather(step, job, weights)
+    gathered = _gather(step, job, weights, keep=job.tune > 0)
     groups = gathered.groups()
     # Processes that share the work share that of a whole block, unless the next layers wait for it.
     together = groups if job.true_sequential else [[layer for g in groups for layer in g]]
@@ -181,6 +189,8 @@ def _solve_block(step: Step, job: Job) -> Solution:
         there = [(x, gathered.stats(x)) for x in group if x.name in gathered.leader]
         solve_layers(there, weights, job.solver, job.target, step.block.name, keep, done)
     done.masks = MaskSet(keep)
+    if job.tune and keep:
+        tune(step, keep, job.tune)
     seen = {layer.name for group in groups for layer in group}
     for name, weight in weights.items():
         if name not in seen and not any(n.startswith(f"{name}[") for n in seen):
@@ -194,11 +204,15 @@ def _solve_block(step: Step, job: Job) -> Solution:
 
 
 def _gather(
-    step: Step, job: Job, weights: Mapping[str, Tensor], only: Collection[str] | None = None
+    step: Step,
+    job: Job,
+    weights: Mapping[str, Tensor],
+    only: Collection[str] | None = None,
+    keep: bool = False,
 ) -> Gathered:
     """Statistics over the samples of all processes."""
     with agreed():
-        gathered = step.gather(job.solver.needs, only, weights)
+        gathered = step.gather(job.solver.needs, only, weights, keep)
         if "gradients" in job.solver.needs:
             gathered.gradients = sample_gradients(step.walk.model, step.walk.samples, weights)
     add_up(gathered)

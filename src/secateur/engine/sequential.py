@@ -124,6 +124,7 @@ class Step:
         needs: Collection[str] = (),
         only: Collection[str] | None = None,
         weights: Mapping[str, Tensor] | None = None,
+        keep: bool = False,
     ) -> Gathered:
         """One pass of all samples through the block as it is, for the statistics of its layers.
 
@@ -131,9 +132,10 @@ class Step:
             needs: ``gram``, and ``cross`` where the dense stream runs along.
             only: Names of layers to look at; default: all.
             weights: Parameters to look at; default: all of the block.
+            keep: Have the outputs of the block among those of the walk until it is run anew.
         """
         gathered = Gathered(self.weights() if weights is None else weights, needs, only)
-        self.walk.gather(self.block, gathered)
+        self.walk.gather(self.block, gathered, keep)
         return gathered
 
 
@@ -153,16 +155,17 @@ class Walk:
     position: int = 0
     before: dict[nn.Parameter, Tensor] = field(default_factory=dict)
 
-    def run(self, block: Block, sample: int, stream: str, keep: bool) -> None:
-        """One sample through one block."""
+    def run(self, block: Block, sample: int, stream: str, keep: bool) -> Any:
+        """One sample through one block; gives what the block gives."""
         outputs = self.outputs[stream]
         module = self.model.get_submodule(block.name)
         compute = module.forward
+        found: list[Any] = []
 
         def stop(*args: Any, **kwargs: Any) -> Any:
-            result = compute(*args, **kwargs)
+            found.append(compute(*args, **kwargs))
             if keep:
-                outputs[block.name, sample] = result
+                outputs[block.name, sample] = found[0]
             raise _ReachedError
 
         with ExitStack() as stack:
@@ -172,7 +175,7 @@ class Walk:
             try:
                 run(self.model, self.samples[sample])
             except _ReachedError:
-                return
+                return found[0]
         raise DataError(
             f"{block.name} was not reached on sample {sample}, though it was on the first: give "
             "samples that take the same way through the model"
@@ -197,14 +200,14 @@ class Walk:
             else:
                 yield block.name, lambda *_, value=value, **__: _copied(value)
 
-    def gather(self, block: Block, gathered: Gathered) -> None:
+    def gather(self, block: Block, gathered: Gathered, keep: bool = False) -> None:
         for sample in range(len(self.samples)):
             valid = token_masks(self.samples[sample])
             if "cross" in gathered.needs:
                 with self.dense_weights(), gathered.remembering():
                     self.run(block, sample, "dense", keep=True)
             with gathered.watching(valid):
-                self.run(block, sample, self.streams[0], keep=False)
+                self.run(block, sample, self.streams[0], keep)
 
     @contextmanager
     def dense_weights(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.engine.batches import run, take, task_loss
+from secateur.engine.batches import labelled, run, take, task_loss
 from secateur.engine.gates import Gates
 from secateur.engine.gradients import (
     TWICE,
@@ -232,6 +232,8 @@ def _check(
 
 
 def _loss(network: nn.Module, batch: Any, loss: Callable[..., Tensor] | None, index: int) -> Tensor:
+    if loss is None:
+        batch = labelled(network, batch)
     value = task_loss(run(network, batch), batch, loss)
     if not value.isfinite():
         raise DataError(

@@ -50,6 +50,7 @@ class Solved:
     note: str = ""
 
 
+_SHORT = 8  # rows in which comparing all pairs is quicker than selecting
 ROWWISE = frozenset({"amount", "pattern", "keep"})  # of solvers without anything across rows
 
 
@@ -115,6 +116,8 @@ def keep_best(scores: Tensor, target: Target, per: Literal["layer", "row"] = "la
 def _without_lowest(scores: Tensor, count: int) -> Tensor:
     if not 0 < count < scores.shape[1]:
         return torch.full_like(scores, count == 0, dtype=torch.bool)
+    if scores.shape[1] <= _SHORT:
+        return _before_each(scores) >= count
     last = scores.kthvalue(count, dim=1, keepdim=True).values
     keep = scores > last
     if bool((keep.sum(1) == scores.shape[1] - count).all()):
@@ -122,6 +125,18 @@ def _without_lowest(scores: Tensor, count: int) -> Tensor:
     equal = scores == last  # of those that equal the last one, the first go until it is enough
     more = count - scores.shape[1] + (keep | equal).sum(1, keepdim=True)
     return keep | (equal & (equal.cumsum(1, dtype=torch.int32) > more))
+
+
+def _before_each(scores: Tensor) -> Tensor:
+    """How many of its row go before each score, by comparing all pairs: quick for short rows."""
+    columns = scores.T.contiguous()
+    before = torch.zeros_like(columns, dtype=torch.uint8)
+    for i, one in enumerate(columns):
+        for j, other in enumerate(columns[:i]):
+            first = other <= one
+            before[i] += first
+            before[j] += ~first
+    return before.T.contiguous()
 
 
 def parse_pattern(pattern: str | tuple[int, int] | None) -> tuple[int, int] | None:

@@ -186,7 +186,7 @@ def units(which: Any, parameters: Elements, graph: Graph | None = None) -> Units
         which, options = "n:m", {"n": int(match[1]), "m": int(match[2]), **options}
     if callable(which):
         return tensor_units(parameters, which)
-    if which not in _REGISTRY:
+    if which not in [*_REGISTRY]:  # whatever it is, hashable or not
         raise ConfigError(unknown("granularity", which, _REGISTRY))
     if needs_graph(which) and graph is None:
         raise ConfigError(f"granularity {which!r} follows coupled tensors: give example_inputs")

@@ -176,7 +176,7 @@ def score(
         ("reduction", reduction, REDUCTIONS),
         ("normalizer", normalizer, NORMALIZERS),
     ):
-        if name not in known:
+        if name not in [*known]:
             raise ConfigError(unknown(what, name, known))
     classes = list(classes)
     whole = [split(graph, c) if fibred and c.over else _alike(c) for c in classes]

@@ -154,6 +154,7 @@ class Recorder(TorchDispatchMode):
         self.values: dict[int, Tensor] = {}
         self.alive: list[Any] = []  # ids are only unique among living objects
         self.ops: list[OpRecord] = []
+        self.beside: list[OpRecord] = []  # of other forwards, which show what this one left out
         self.calls: list[Call] = []
         self.roles: list[tuple[Expr, str]] = []
         self.origin: dict[int, tuple[tuple[str, int], ...]] = {}  # which parameter axes these are

@@ -198,11 +198,11 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, every module's own flag restored afterwards."""
+def evaluating(model: nn.Module, *, training: bool = False) -> Iterator[None]:
+    """The model in eval mode (or all of it in training), every module's own flag restored."""
     before = [(m, m.training) for m in model.modules()]
     for m, _ in before:
-        m.training = False
+        m.training = training
     try:
         yield
     finally:
@@ -320,6 +320,7 @@ def run(
     fake: bool,
     state: Callable[[str, Tensor], Tensor] | None = None,
     on_tensor: Callable[[str | None, Tensor], None] | None = None,
+    training: bool = False,
 ) -> Any:
     """One forward of ``model`` under ``modes`` without touching its tensors.
 
@@ -330,10 +331,11 @@ def run(
         fake: Use tensors without data; otherwise parameters are aliased and buffers copied.
         state: What stands for each parameter and buffer instead of itself.
         on_tensor: Told what stands for each parameter and buffer, and (with no name) each input.
+        training: Run in training mode instead.
     """
     args, kwargs = call_arguments(example_inputs)
     with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
+        stack.enter_context(evaluating(model, training=training))
         stack.enter_context(kept_randomness())
         stack.enter_context(quiet_kernels())
         stack.enter_context(torch.no_grad())

@@ -23,10 +23,11 @@ def freeze(
     atoms: dict[str, list[Atom]],
     *,
     on_data: bool,
+    aside: Mapping[str, str],
 ) -> Graph:
     kinds = _kinds(recorder)
     statistical: dict[int, dict[str, None]] = {}
-    for op in recorder.ops:
+    for op in (*recorder.ops, *recorder.beside):
         for e, why in op.reduced:
             for leaf in leaves(e):
                 where = f"{why} in {op.module}" if op.module else why
@@ -77,7 +78,7 @@ def freeze(
         (freeze_all(axes) for axes in atoms.values()),
         (
             freeze_all(axes)
-            for op in recorder.ops
+            for op in (*recorder.ops, *recorder.beside)
             for axes in (*op.inputs, *op.outputs)
             if axes is not None
         ),
@@ -141,6 +142,7 @@ def freeze(
         outputs={m: freeze_all(a) for m, a in recorder.module_outputs.items()},
         unknown=dict(recorder.unknown),
         on_data=on_data,
+        aside=aside,
     )
 
 

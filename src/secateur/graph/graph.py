@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from secateur.graph import classes as frozen
+from secateur.graph.aside import idle_modules
 from secateur.graph.classes import Axis, UnitClass
 
 
@@ -62,6 +63,8 @@ class Graph:
         calls: The torch functions that the forward called.
         outputs: Frozen axes of the (first) output of every module.
         unknown: Operators without a rule, and how often they ran; their axes are locked.
+        aside: Modules that this forward did not run, but another did, by how that was done: in
+            training, or given what a twin was given. They are pruned along.
         on_data: True if the model had to be run on real tensors, since its control flow reads data.
     """
 
@@ -75,6 +78,7 @@ class Graph:
     outputs: Mapping[str, tuple[Axis, ...]]
     unknown: Mapping[str, int] = field(default_factory=dict)
     on_data: bool = False
+    aside: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -88,23 +92,13 @@ class Graph:
 
     @cached_property
     def idle(self) -> tuple[str, ...]:
-        """Modules with parameters none of which this forward read, the outermost ones.
+        """Modules with parameters none of which this forward read, but for those of ``aside``.
 
         What feeds them elsewhere is not known, so another path through them may no longer fit.
         """
         read = {source for op in self.ops for source in op.sources}
-        used, held = set(), set()
-        for name in self.shapes:
-            parts = name.split(".")[:-1]
-            above = {".".join(parts[: k + 1]) for k in range(len(parts))}
-            held |= above
-            used |= above if name in read else set()
-        idle = held - used
-        return tuple(
-            n
-            for n, _ in self.model.named_modules()
-            if n in idle and n.rpartition(".")[0] not in idle
-        )
+        idle = idle_modules(self.model, read)
+        return tuple(n for n in idle if n not in self.aside)
 
     @cached_property
     def prunable_share(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,22 +65,37 @@ def notes(graph: Graph) -> list[str]:
             f"No rule for {named}: the axes that meet there are locked. secateur.graph.rule "
             "registers one."
         )
-    if graph.idle:
-        result.append(did_not_run(graph))
+    if left_out := did_not_run(graph):
+        result.append(left_out)
     if graph.on_data:
         result.append("Its control flow reads data: traced on the example's own values.")
     return result
 
 
 def did_not_run(graph: Graph) -> str:
-    """What did not run, and what that means for a plan."""
-    names = graph.idle
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return (
-        f"{', '.join(names[:4])}{more} did not run in this forward: they stay whole, and nothing "
-        "is known or proven of a forward that runs them after what feeds them was pruned. Trace "
-        "with inputs that run them, or leave what feeds them whole with ignore=[...]."
-    )
+    """What did not run, and what that means for a plan; empty if everything ran."""
+    parts = []
+    if graph.idle:
+        parts.append(
+            f"{_some(graph.idle)} did not run in this forward: they stay whole, and nothing is "
+            "known or proven of a forward that runs them after what feeds them was pruned. Trace "
+            "with inputs that run them, or leave what feeds them whole with ignore=[...]."
+        )
+    for how in dict.fromkeys(graph.aside.values()):
+        names = [n for n, other in graph.aside.items() if other == how]
+        runs = "runs" if len(names) == 1 else "run"
+        it = "it is" if len(names) == 1 else "they are"
+        parts.append(
+            f"{_some(names)} {runs} only {how}, so {it} pruned along, but not part of the proof."
+            if how == "in training"
+            else f"{_some(names)} did not run in this forward: {it} pruned {how}, but not part of "
+            "the proof."
+        )
+    return " ".join(parts)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def alike(classes: Iterable[UnitClass]) -> list[list[UnitClass]]:

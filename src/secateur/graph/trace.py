@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import TraceError
+from secateur.graph.aside import look_aside, read_by
 from secateur.graph.axes import Atom, lock, one
 from secateur.graph.capture import Calls, Recorder
 from secateur.graph.forward import (
+    Scopes,
     call_arguments,
     module_hooks,
     named_tensors,
@@ -66,7 +69,7 @@ def trace(model: nn.Module, example_inputs: Any, *, on_data: bool = False) -> Gr
 
 def _traced(model: nn.Module, example_inputs: Any, *, on_data: bool) -> Graph:
     try:
-        recorder, atoms = _record(model, example_inputs, fake=not on_data)
+        recorder, atoms, aside = _record(model, example_inputs, fake=not on_data)
     except TraceError:
         raise
     except Exception as error:
@@ -75,10 +78,10 @@ def _traced(model: nn.Module, example_inputs: Any, *, on_data: bool) -> Graph:
         log.info("tracing on real tensors, since fake ones gave %s", type(error).__name__)
         on_data = True
         try:
-            recorder, atoms = _record(model, example_inputs, fake=False)
+            recorder, atoms, aside = _record(model, example_inputs, fake=False)
         except Exception as second:
             raise _explained(example_inputs, second) from second
-    return freeze(model, example_inputs, recorder, atoms, on_data=on_data)
+    return freeze(model, example_inputs, recorder, atoms, on_data=on_data, aside=aside)
 
 
 def _check_inputs(model: nn.Module, example_inputs: Any) -> None:
@@ -133,24 +136,43 @@ def _check_inputs(model: nn.Module, example_inputs: Any) -> None:
 
 def _record(
     model: nn.Module, example_inputs: Any, *, fake: bool
-) -> tuple[Recorder, dict[str, list[Atom]]]:
-    recorder = Recorder()
+) -> tuple[Recorder, dict[str, list[Atom]], dict[str, str]]:
+    """The forward as recorded, the axes of parameters and buffers, and what else was looked at."""
     atoms: dict[str, list[Atom]] = {}
     names = named_tensors(model)
 
-    def on_tensor(name: str | None, tensor: Tensor) -> None:
-        if name is None:
-            recorder.set(
-                tensor, [Atom(n, lock="model input") if n != 1 else one() for n in tensor.shape]
+    def observe(
+        double: nn.Module, recorder: Recorder | None, entered: Callable[[str], None], training: bool
+    ) -> None:
+        def on_tensor(name: str | None, tensor: Tensor) -> None:
+            if recorder is None:
+                return
+            fresh = "model input" if name is None else None
+            axes = [Atom(n, lock=fresh) if n != 1 else one() for n in tensor.shape]
+            if name is None:
+                recorder.set(tensor, axes)
+                return
+            recorder.set(tensor, atoms.setdefault(name, axes))
+            recorder.origin[id(tensor)] = tuple((name, i) for i in range(tensor.dim()))
+            recorder.maker[id(tensor)] = name
+            real = names[name]
+            if not real.is_floating_point() and real.device.type != "meta":
+                recorder.values[id(tensor)] = real.detach()
+
+        scopes = Scopes() if recorder is None else recorder.scopes
+
+        def enter(name: str) -> None:
+            entered(name)
+            scopes.enter(name)
+
+        leave = scopes.leave if recorder is None else recorder.leave
+        modes = [] if recorder is None else [recorder, Calls(recorder)]
+        with module_hooks(double, enter, leave):
+            output = run(
+                double, example_inputs, modes, fake=fake, on_tensor=on_tensor, training=training
             )
-            return
-        atoms[name] = [Atom(n) if n != 1 else one() for n in tensor.shape]
-        recorder.set(tensor, atoms[name])
-        recorder.origin[id(tensor)] = tuple((name, i) for i in range(tensor.dim()))
-        recorder.maker[id(tensor)] = name
-        real = names[name]
-        if not real.is_floating_point() and real.device.type != "meta":
-            recorder.values[id(tensor)] = real.detach()
+        if recorder is not None:
+            _mark_outputs(recorder, output)
 
     try:
         double = skeleton(model)
@@ -159,24 +181,28 @@ def _record(
             f"this {type(model).__name__} cannot be copied, which tracing needs: {error}. Take the "
             "attribute that holds it away while the model is pruned"
         ) from error
+    recorder = Recorder()
     try:
-        with module_hooks(double, recorder.scopes.enter, recorder.leave):
-            output = run(
-                double,
-                example_inputs,
-                [recorder, Calls(recorder)],
-                fake=fake,
-                on_tensor=on_tensor,
-            )
+        observe(double, recorder, lambda name: None, False)
     except Exception as error:
         error.__dict__["secateur_where"] = recorder.failed_in
         raise
-    _mark_outputs(recorder, output)
-    read = {source for op in recorder.ops for source in op.sources}
+    _lock_scripted(model, atoms)
+    aside = look_aside(lambda: skeleton(model), recorder, observe)
+    read = read_by(recorder)
     for name, axes in atoms.items():
         for e in axes if name not in read else ():
             lock(e, "not used by this forward")  # what it would have to agree with is not known
-    return recorder, atoms
+    return recorder, atoms, aside
+
+
+def _lock_scripted(model: nn.Module, atoms: dict[str, list[Atom]]) -> None:
+    """What a submodule in TorchScript holds stays: nothing in its code could be corrected."""
+    compiled = [n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    for name, axes in atoms.items():
+        owner = next((n for n in compiled if name.startswith(f"{n}.")), None)
+        for e in axes if owner is not None else ():
+            lock(e, f"TorchScript (give the model the module that it was made from) in {owner}")
 
 
 def _mark_outputs(recorder: Recorder, output: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.engine.batches import run, task_loss
+from secateur.engine.batches import labelled, run, task_loss
 from secateur.engine.sequential import standing_in, without_cache
 from secateur.measure.calling import evaluating, unfused
 from secateur.plan.gaps import Absent, Gap, first_of, first_replaced
@@ -54,7 +54,8 @@ class Depth:
         The blocks before that one are not computed again: what reaches it is remembered.
         """
         totals = dict.fromkeys(more, 0.0)
-        for batch in self.batches:
+        for given in self.batches:
+            batch = given if self.loss is not None else labelled(self.model, given)
             reached = self.reaching(batch, gone)
             for gap in more:
                 start = self.block_of(gap)

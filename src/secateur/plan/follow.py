@@ -16,6 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -320,6 +321,13 @@ def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]
     return [] if same else [(path, old, new)]
 
 
+def planned(graph: Graph, plan: Plan, name: str, tensor: Tensor) -> Tensor:
+    """What stands for a parameter or buffer: the kept part of it, or only something so shaped."""
+    if graph.on_data:
+        return narrowed(plan, name, tensor)
+    return torch.empty(plan.shape(name), dtype=tensor.dtype, device="meta")
+
+
 def follow(graph: Graph, plan: Plan, model: nn.Module) -> Outcome:
     """Replay the forward of ``model``, whose tensors still have their old shapes."""
     model = copied(model)  # what a forward caches must not reach the next replay
@@ -334,11 +342,6 @@ def follow(graph: Graph, plan: Plan, model: nn.Module) -> Outcome:
             running.append(name)
         scopes.leave(name, output)
 
-    def state(name: str, tensor: Tensor) -> Tensor:
-        if graph.on_data:
-            return narrowed(plan, name, tensor)
-        return torch.empty(plan.shape(name), dtype=tensor.dtype, device="meta")
-
     outcome = Outcome()
     try:
         with module_hooks(model, scopes.enter, leave):
@@ -347,7 +350,7 @@ def follow(graph: Graph, plan: Plan, model: nn.Module) -> Outcome:
                 graph.example_inputs,
                 [mode],
                 fake=not graph.on_data,
-                state=state,
+                state=partial(planned, graph, plan),
             )
     except Mismatch as error:
         outcome.failed, outcome.error = error.call, str(error)

@@ -24,9 +24,10 @@ from torch import nn
 
 from secateur.errors import SurgeryError
 from secateur.graph.classes import Axis, classes_in
+from secateur.graph.forward import run
 from secateur.graph.forward import skeleton as copied
 from secateur.graph.graph import FrozenCall, Graph
-from secateur.plan.follow import Outcome, follow, settled
+from secateur.plan.follow import Outcome, follow, planned, settled
 from secateur.plan.mend import unmend
 from secateur.plan.plan import Edit, Plan
 from secateur.plan.surgery import change_python_side, set_attribute
@@ -50,7 +51,10 @@ def prepare(graph: Graph, plan: Plan) -> Plan:
             return replace(plan, edits=())
         edits, outcome = solve(graph, plan)
         if outcome.ok:
-            return replace(plan, edits=tuple(edits))
+            ready = replace(plan, edits=tuple(edits))
+            outcome.error = _not_in_training(graph, ready)
+        if outcome.ok:
+            return ready
         blamed = _blame(graph, plan, outcome)
         if not blamed:
             break
@@ -63,6 +67,26 @@ def prepare(graph: Graph, plan: Plan) -> Plan:
         )
         plan = plan.with_keep(kept, note)
     raise SurgeryError(f"the plan cannot be made physical: {outcome.module}: {outcome.error}")
+
+
+def _not_in_training(graph: Graph, plan: Plan) -> str:
+    """Why the pruned model would not run in training mode, if parts of it run only then."""
+    if "in training" not in graph.aside.values():
+        return ""
+    model = copied(graph.model)
+    change_python_side(plan, model)
+    try:
+        run(
+            model,
+            graph.example_inputs,
+            [],
+            fake=not graph.on_data,
+            state=lambda name, tensor: planned(graph, plan, name, tensor),
+            training=True,
+        )
+    except Exception as error:  # noqa: BLE001 - any line of the user's forward may raise
+        return f"in training mode, {type(error).__name__}: {error}"
+    return ""
 
 
 def solve(graph: Graph, plan: Plan) -> tuple[list[Edit], Outcome]:
@@ -284,6 +308,13 @@ def _blame(graph: Graph, plan: Plan, outcome: Outcome) -> set[str]:
 
     if outcome.failed is not None and (found := pruned([outcome.failed])):
         return found
+    if outcome.error.startswith("in training mode"):
+        inside = tuple(f"{name}." for name in graph.aside)
+        return {
+            c
+            for c in plan.keep
+            if any(m.tensor.startswith(inside) for m in graph.classes[c].members)
+        }
     for module in _up(outcome.module):
         below = [c for c in graph.calls if c.module == module or c.module.startswith(module + ".")]
         if found := pruned(below):

@@ -19,7 +19,7 @@ from secateur.granularity import units
 from secateur.granularity.whole import by_element
 from secateur.graph import Graph, UnitClass
 from secateur.graph.forward import uncollected
-from secateur.graph.show import did_not_run
+from secateur.graph.show import did_not_run, kind_of
 from secateur.names import match_names, unknown
 from secateur.plan import budget
 from secateur.plan.plan import Plan
@@ -192,8 +192,8 @@ def plan(
     with uncollected():
         made = _prepared(graph, select, scored, made_by, notes, keep, check=check)
     timed = budget.timed_notes(graph, keep or {}, made.keep, clock)
-    idle = (did_not_run(graph),) if graph.idle else ()
-    return replace(made, notes=(*made.notes, *short, *narrow(made), *timed, *idle))
+    left_out = filter(None, [did_not_run(graph)])
+    return replace(made, notes=(*made.notes, *short, *narrow(made), *timed, *left_out))
 
 
 def _prepared(
@@ -240,6 +240,8 @@ def eligible(
     known = {c.kind for c in graph.free.values()}
     if isinstance(kinds, str):
         kinds = sorted(known) if kinds == "all" else [kinds]
+    if not isinstance(kinds, Iterable | None):
+        raise ConfigError(f"kinds={kinds!r} must name kinds of classes, as 'channel'")
     for kind in kinds or ():
         if kind not in known:
             raise ConfigError(unknown("kind of class in this model", kind, {*known, "all"}))
@@ -267,9 +269,8 @@ def eligible(
             why.append(f"{len(ignored)} are ignored")
         if not statistical:
             why.append(f"{sum(not c.exact for c in free)} are statistical (statistical=False)")
-        raise PlanError(
-            f"nothing can be pruned: {', '.join(why)}; print(graph) says why classes are locked"
-        )
+        locked = dict.fromkeys(f"locked: {kind_of(c)}" for c in graph.classes.values() if c.locked)
+        raise PlanError(f"nothing can be pruned: {', '.join([*why, *locked])}; see print(graph)")
     return found
 
 

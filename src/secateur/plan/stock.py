@@ -16,7 +16,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,15 +24,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.graph.forward import call_arguments, named_tensors, tensors_in
-from secateur.measure.calling import evaluating
+from secateur.graph.forward import named_tensors
+from secateur.plan.alike import distance_of, outputs_of, tolerance
 from secateur.plan.gaps import is_config
 from secateur.plan.plan import Plan
 from secateur.plan.repair import parts_of
 
 log = logging.getLogger(__name__)
 
-_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # of outputs, relative; coarser types 2e-2
 _MOST_BUILDS = 400
 _MOST_SECONDS = 30.0
 _MOST_PROOFS = 12
@@ -75,7 +74,10 @@ def stock(model: nn.Module, plan: Plan, state: Mapping[str, Tensor]) -> Stock:
     """
     kind = stock_class(model)
     try:
-        config = find_config(model, plan, state)
+        if not kind.__module__.startswith("transformers."):
+            raise NotStock(f"`{kind.__name__}` is not a class of transformers")
+        inputs = inputs_of(plan)
+        config = find_config(model, plan, state, lambda m: outputs_of(m, inputs))
     except NotStock as why:
         return Stock(
             note="## With transformers alone\n\n"
@@ -96,18 +98,27 @@ def stock(model: nn.Module, plan: Plan, state: Mapping[str, Tensor]) -> Stock:
     )
 
 
-def find_config(model: nn.Module, plan: Plan, state: Mapping[str, Tensor]) -> Any:
+def find_config(
+    model: nn.Module,
+    plan: Plan,
+    state: Mapping[str, Tensor],
+    forward: Callable[[nn.Module], list[Tensor]],
+) -> Any:
     """A config of the model's own kind that describes the pruned model; see ``stock``.
+
+    Args:
+        model: The pruned model.
+        plan: The plan, of this model's tensors alone.
+        state: The model's tensors as they are stored.
+        forward: What a model in the place of this one gives on the example inputs.
 
     Raises:
         NotStock: There is none, or none was found.
     """
     kind = stock_class(model)
-    if not kind.__module__.startswith("transformers."):
-        raise NotStock(f"`{kind.__name__}` is not a class of transformers")
     if any(gap.shortcut for gap in plan.dropped):
         raise NotStock("there are matrices between its blocks, which no config has a field for")
-    search = Search(model, kind, state, inputs_of(plan), options(model.config, plan))
+    search = Search(model, kind, state, forward, options(model.config, plan))
     if not any(isinstance(old, list | tuple) for old, _ in search.options.values()):
         _check_uniform(plan)
     with torch.random.fork_rng():
@@ -162,7 +173,7 @@ class Search:
     model: nn.Module
     kind: Any
     state: Mapping[str, Tensor]
-    inputs: Any
+    forward: Callable[[nn.Module], list[Tensor]]
     options: Mapping[Place, tuple[Any, list[Any]]]
     began: float = field(default_factory=time.monotonic)
     builds: int = 0
@@ -176,7 +187,7 @@ class Search:
         """The config with the fewest changed fields that does it."""
         joint = {p: new[0] if old is not None else None for p, (old, new) in self.options.items()}
         none = {p: old for p, (old, _) in self.options.items()}
-        reference = outputs_of(self.model, self.inputs)
+        reference = self.forward(self.model)
         if self._mismatches(none) == 0 and self._prove(none, reference):
             return self._config(none)
         for start in (joint, none):
@@ -253,6 +264,9 @@ class Search:
                 built = self.kind(config)
         except Exception as error:  # noqa: BLE001 - a config may refuse any combination of values
             log.debug("config %s: %s", values, error)
+            if self.nearest == 1 << 28:
+                what = f"{type(error).__name__}: {error}"
+                self.failure = f"`{self.kind.__name__}` cannot be built from a config ({what})"
             return 1 << 29
         ours = {n: tuple(t.shape) for n, t in named_tensors(self.model).items()}
         theirs = {n: tuple(t.shape) for n, t in named_tensors(built).items()}
@@ -296,7 +310,7 @@ class Search:
         for name, t in named_tensors(self.model).items():
             if t.dtype != theirs[name].dtype or not torch.equal(t.cpu(), theirs[name].cpu()):
                 return f"the stock model computes other values for `{name}`"
-        outputs = outputs_of(built.to(next(self.model.parameters()).device), self.inputs)
+        outputs = self.forward(built.to(next(self.model.parameters()).device))
         error = distance_of(reference, outputs)
         if not error <= tolerance(self.model):
             return f"a stock model of these shapes gives other outputs (relative error {error:.1e})"
@@ -345,30 +359,3 @@ def fields(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[Place, Any
         many = isinstance(value, list | tuple) and value and all(type(v) is int for v in value)
         if value is None or type(value) is int or many:
             yield (path, name), value
-
-
-def tolerance(model: nn.Module) -> float:
-    """The relative error of outputs that rounding explains."""
-    return _TOLERANCE.get(next(model.parameters()).dtype, 2e-2)
-
-
-def outputs_of(model: nn.Module, inputs: Any) -> list[Tensor]:
-    """All tensors in the outputs of one forward in evaluation mode."""
-    args, kwargs = call_arguments(copy.deepcopy(inputs))
-    with evaluating(model), torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(0)  # a forward that draws noise draws the same for both
-        return [t.detach().cpu() for t in tensors_in(model(*args, **kwargs))]
-
-
-def distance_of(a: list[Tensor], b: list[Tensor]) -> float:
-    """Largest relative error over the outputs; infinite where their shapes differ."""
-    if not a or [t.shape for t in a] != [t.shape for t in b]:
-        return float("inf")
-    errors = [0.0]
-    for x, y in zip(a, b, strict=True):
-        if x.is_floating_point():
-            x, y = x.double(), y.double()
-            errors.append(float((x - y).norm() / x.norm().clamp_min(1e-12)))
-        elif not torch.equal(x, y):
-            return float("inf")
-    return max(errors)

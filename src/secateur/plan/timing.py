@@ -105,7 +105,8 @@ class Clock:
             raise BudgetError(
                 f"keep={{'latency': {fraction:g}}} cannot be met: with every class at its minimum "
                 f"width a forward still takes {curve[-1]:.1%} of the dense model's time. "
-                "Lower min_width or raise max_ratio, or ask for more"
+                "Ask for more, lower min_width or raise max_ratio, or give example inputs of a "
+                "larger batch: of a small one most of the time goes by with operators of any width"
             )
         self.note = _said(found[counts[at]], fraction, own=self.own is not None)
         return counts[at]

@@ -149,7 +149,7 @@ def verify(
             f"masking changes the output by {change:.1e} on these inputs, no more than the "
             "tolerance: the comparison shows little"
         )
-    if plan.graph is not None and plan.graph.idle:
+    if plan.graph is not None:
         note = " ".join(filter(None, (note, did_not_run(plan.graph))))
     where = None if ok else _where(plan, model, pruned, inputs, seed, tolerance)
     return Verification(ok, error, tolerance, change, plan.exact, where, note=note)

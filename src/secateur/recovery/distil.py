@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secateur.engine.batches import logits_of, require, require_teacher, run, target_of, task_loss
+from secateur.engine.batches import (
+    labelled,
+    logits_of,
+    require,
+    require_teacher,
+    run,
+    target_of,
+    task_loss,
+)
 from secateur.errors import ConfigError
 from secateur.measure.calling import device_of, evaluating, to_device, unfused
 from secateur.recovery.fine_tune import FineTune
@@ -105,6 +113,8 @@ class Distil:
         seen: dict[tuple[str, str], Tensor] = {}
 
         def loss_of(batch: Any) -> Tensor:
+            if self.alpha < 1 and self.base.loss is None and self.base.forward is None:
+                batch = labelled(model, batch)
             output = run(model, batch, self.base.forward)
             with torch.no_grad():
                 wanted = run(dense, to_device(batch, device_of(dense)), self.base.forward)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur.engine.batches import Forward, Loss, require, run, task_loss
+from secateur.engine.batches import Forward, Loss, labelled, require, run, task_loss
 from secateur.recovery.registry import member
 from secateur.recovery.training import train
 
@@ -93,6 +93,8 @@ class FineTune:
         """
 
         def loss_of(batch: Any) -> Tensor:
+            if self.loss is None and self.forward is None:
+                batch = labelled(model, batch)
             return task_loss(run(model, batch, self.forward), batch, self.loss)
 
         return train(model, require(data, "FineTune"), loss_of, self, "fine-tune", plan)

@@ -127,6 +127,11 @@ def find(
         return Schedule(which.name, which.curve, final, initial, start, end)
     if callable(which):
         return Schedule(getattr(which, "__name__", "curve"), which, final, initial, start, end)
+    if not isinstance(which, str):
+        raise ConfigError(
+            f"schedule={which!r} must be a name or a function of (progress, initial, final); how "
+            "many steps it has is said by steps="
+        )
     if which not in _REGISTRY:
         raise ConfigError(unknown("schedule", which, _REGISTRY))
     return Schedule(which, _REGISTRY[which], final, initial, start, end)

@@ -60,7 +60,7 @@ def find(which: Any) -> Allocation | None:
         return which
     if which == GLOBAL:
         return None
-    if which not in _REGISTRY:
+    if which not in [*_REGISTRY]:  # whatever it is, hashable or not
         raise ConfigError(unknown("scope", which, [*_REGISTRY, GLOBAL]))
     return _REGISTRY[which]
 

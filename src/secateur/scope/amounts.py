@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -95,7 +95,7 @@ def find(which: str) -> Amounts:
         ConfigError: There is none of that name.
     """
     _load()
-    if which not in _REGISTRY:
+    if which not in [*_REGISTRY]:  # whatever it is, hashable or not
         raise ConfigError(unknown("scope of layers", which, _REGISTRY))
     return _REGISTRY[which]
 
@@ -133,31 +133,61 @@ def uniform(layers: Sequence[Weighed], amount: float) -> dict[str, float]:
 
 
 def shares_of_lowest(
-    names: Sequence[str], scores: Sequence[Tensor], amount: float
+    layers: Sequence[Weighed], score: Callable[[Weighed], Tensor], amount: float
 ) -> dict[str, float]:
     """Which part of each layer is among the ``round(amount n)`` lowest scores of all.
 
+    Scores are made three times, one layer's at a time, so that a large model's are never held
+    together: the first two find the last score that goes, digit by digit, as floats that are not
+    negative are in the order of their bits.
+
     Args:
-        names: Of the layers.
-        scores: Of their weights; of equal ones those of earlier layers go first.
+        layers: Of equal scores those of earlier layers go first.
+        score: What each weight of a layer is worth, not negative.
         amount: Fraction that goes in all.
 
     Example:
-        >>> shares_of_lowest(["a", "b"], [torch.tensor([1.0, 2.0]), torch.tensor([3.0])], 2 / 3)
+        >>> a, b = Weighed("a", "", torch.tensor([1.0, 2.0])), Weighed("b", "", torch.tensor([3.0]))
+        >>> shares_of_lowest([a, b], lambda layer: layer.weight, 2 / 3)
         {'a': 1.0, 'b': 0.0}
     """
-    together = torch.cat([part.flatten() for part in scores])
-    count = round(amount * len(together))
+
+    def bits(layer: Weighed) -> Tensor:
+        return score(layer).float().flatten().view(torch.int32)
+
+    total = sum(layer.weight.numel() for layer in layers)
+    count = round(amount * total)
     if not count:
-        return dict.fromkeys(names, 0.0)
-    last = together.kthvalue(count).values
-    left = count - int((together < last).sum())
+        return {layer.name: 0.0 for layer in layers}
+    high, before = _digit(((bits(layer) >> 16) for layer in layers), count)
+    low, _ = _digit(
+        (found[found >> 16 == high] & 0xFFFF for layer in layers for found in [bits(layer)]),
+        count - before,
+    )
+    last = high << 16 | low
+    fewer = {layer.name: _below(bits(layer), last) for layer in layers}
+    left = count - sum(below for below, _ in fewer.values())
     found = {}
-    for name, part in zip(names, scores, strict=True):
-        equal = min(left, int((part == last).sum()))
+    for layer in layers:
+        below, equal = fewer[layer.name]
+        equal = min(left, equal)
         left -= equal
-        found[name] = (int((part < last).sum()) + equal) / part.numel()
+        found[layer.name] = (below + equal) / layer.weight.numel()
     return found
+
+
+def _digit(values: Iterable[Tensor], count: int) -> tuple[int, int]:
+    """The ``count``-th smallest of values below 2^16, and how many are smaller."""
+    histogram = torch.zeros(1 << 16, dtype=torch.int64)
+    for part in values:
+        histogram += torch.bincount(part, minlength=1 << 16).cpu()
+    upto = histogram.cumsum(0)
+    digit = int((upto < count).sum())
+    return digit, int(upto[digit - 1]) if digit else 0
+
+
+def _below(bits: Tensor, last: int) -> tuple[int, int]:
+    return int((bits < last).sum()), int((bits == last).sum())
 
 
 def by_block(values: Mapping[str, float], layers: Sequence[Weighed]) -> dict[str, float]:

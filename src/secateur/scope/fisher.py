@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from secateur.errors import DataError
 from secateur.scope.amounts import Weighed, amounts, shares_of_lowest
 
@@ -31,13 +33,14 @@ def fisher(layers: Sequence[Weighed], amount: float) -> dict[str, float]:
     Paper:
         The factored Fisher matrix is that of K-FAC, arXiv:1503.05671.
     """
-    scores = []
-    for layer in layers:
-        if layer.input_norm is None or layer.output_gradient is None:
-            raise DataError(
-                f"scope fisher needs the gradient of the loss behind {layer.name}: give "
-                "calibration data, and ignore= what is no linear layer"
-            )
-        size = layer.weight.detach().abs().float()
-        scores.append(size * layer.input_norm.float() * layer.output_gradient.float()[:, None])
-    return shares_of_lowest([layer.name for layer in layers], scores, amount)
+    return shares_of_lowest(layers, _score, amount)
+
+
+def _score(layer: Weighed) -> Tensor:
+    if layer.input_norm is None or layer.output_gradient is None:
+        raise DataError(
+            f"scope fisher needs the gradient of the loss behind {layer.name}: give calibration "
+            "data, and ignore= what is no linear layer"
+        )
+    size = layer.weight.detach().abs().float()
+    return size * layer.input_norm.float() * layer.output_gradient.float()[:, None]

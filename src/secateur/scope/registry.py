@@ -56,7 +56,7 @@ def find(which: Any) -> Scope:
     _load()
     if callable(which):
         return which
-    if which not in _REGISTRY:
+    if which not in [*_REGISTRY]:  # whatever it is, hashable or not
         raise ConfigError(unknown("scope", which, _REGISTRY))
     return _REGISTRY[which]
 

@@ -24,5 +24,4 @@ def whole_model(layers: Sequence[Weighed], amount: float) -> dict[str, float]:
     Paper:
         arXiv:1506.02626
     """
-    scores = [layer.weight.detach().abs().float() for layer in layers]
-    return shares_of_lowest([layer.name for layer in layers], scores, amount)
+    return shares_of_lowest(layers, lambda layer: layer.weight.detach().abs(), amount)

@@ -40,6 +40,23 @@ class Factors:
             torch._foreach_mul_([g for _, g in named], [self._factor(n) for n, _ in named])
 
     @torch.no_grad()
+    def limit_gradients(self) -> None:
+        """Scale gradients of masked weights down to the root mean square of the tensor's others.
+
+        A filter of zeros before a batch norm has no variance, so its gradient is divided by the
+        root of epsilon alone: one step would make it many times as large as any other.
+        """
+        for name, p in self.moment.parameters.items():
+            if p.grad is None or p.dim() < 2:
+                continue
+            mask = self.moment.masks[name]
+            squares = p.grad.float().square()
+            kept = (squares * mask).sum() / mask.sum().clamp(min=1)
+            gone = (squares * ~mask).sum() / (~mask).sum().clamp(min=1)
+            scale = (kept / gone.clamp(min=torch.finfo(gone.dtype).tiny)).sqrt().clamp(max=1)
+            p.grad.mul_(mask + ~mask * scale)
+
+    @torch.no_grad()
     def zero_weights(self) -> None:
         """Zero what is masked."""
         names = list(self.moment.masks)

@@ -125,6 +125,8 @@ class Handle:
         elif self._enforced:
             self._follow_masks()
             self._factors.zero_gradients()
+        elif self.method.soft and self._scheduled:
+            self._factors.limit_gradients()
         if self.gated is not None and not self.gated.gate.trains_weights:
             for p in moment.parameters.values():
                 p.grad = None
@@ -156,6 +158,10 @@ class Handle:
     @property
     def _enforced(self) -> bool:
         return self.gated is None and not self.method.soft
+
+    @property
+    def _scheduled(self) -> bool:
+        return self.schedule is not None and self.schedule.name != "one-shot"
 
     def _skip(self, said: bool) -> None:
         self.skipped += 1
@@ -223,7 +229,8 @@ class Handle:
         if self.gated is not None or (step % method.every and not last):
             return False
         progress = min(step / max(moment.steps, 1), 1.0)
-        if self.schedule is not None and self.schedule.name != "one-shot":
+        if self._scheduled:
+            assert self.schedule is not None
             amount = self.schedule.at(progress)
             if amount > moment.amount or (method.soft and amount > 0):
                 self._prune(amount)

@@ -65,6 +65,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="gather statistics anew after each group of layers of a block",
     )  # fmt: skip
     how.add_argument(
+        "--tune", type=int, metavar="N",
+        help="passes over the data that train what stays of each block (default: 0, or 1 for a "
+        "pattern without --method)",
+    )  # fmt: skip
+    how.add_argument(
         "--stream", action="store_true", help="hf:DIR only: one block in memory at a time"
     )
     how.add_argument("--spill", action="store_true", help="keep activations on disk")
@@ -86,7 +91,12 @@ def run(options: argparse.Namespace) -> Answer:
     if options.stream:
         _streamable(chosen)
     made = _open(chosen, stream=options.stream)
-    needs = method is None or (s := registry.find(method, chosen.amount).solver) is None or s.data
+    needs = (
+        method is None
+        or (s := registry.find(method, chosen.amount).solver) is None
+        or s.data
+        or bool(options.tune)
+    )
     calibration = _calibration(options, chosen, made, needed=needs)
     what: dict[str, Any] = {
         "amount": chosen.amount,
@@ -95,6 +105,7 @@ def run(options: argparse.Namespace) -> Answer:
         "ignore": list(chosen.ignore),
         "propagate": options.propagate,
         "true_sequential": options.true_sequential,
+        "tune": options.tune,
     }
     layers = layers_of(made, method, calibration.batches, what)
     if options.dry_run:

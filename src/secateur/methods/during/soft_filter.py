@@ -18,7 +18,9 @@ def soft_filter(
     r"""Every ``every`` steps the filters of smallest $\lVert F_i \rVert_2$ become zero.
 
     All of them are trained between two looks, so that a filter that was zeroed may come back;
-    norms and biases are touched only at the end, when the last choice becomes final.
+    norms and biases are touched only at the end, when the last choice becomes final. Behind a
+    batch norm the gradient of a filter of zeros is divided by almost nothing; it is scaled down to
+    the root mean square of the gradients of filters that are not zero.
 
     Args:
         amount: Fraction of the filters of each layer.

@@ -1,0 +1,108 @@
+"""Train what stays of a block until the block gives again what it gave before it was pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from secateur.engine.batches import finite
+from secateur.engine.gradients import differentiable, frozen
+from secateur.engine.parallel import exchange, place, share
+from secateur.engine.sequential import Step, token_masks
+from secateur.errors import DataError
+
+_RATE = 0.02  # of the first moves, relative to the mean size of a matrix's weights
+
+
+def tune(step: Step, masks: Mapping[str, Tensor], passes: int) -> None:
+    r"""Minimize $\sum_t \lVert f(x_t) - \hat f(x_t) \rVert^2 / \lVert \hat f(x_t) \rVert^2$.
+
+    f is the block, $x_t$ what it sees of a token behind the pruned blocks, and $\hat f(x_t)$ what
+    it made of that before it was pruned; where the dense stream runs along, what the dense block
+    made of the dense input. Adam takes one step a sample, in their order; its rate rises over the
+    first quarter and falls to zero. Zeros stay zeros.
+
+    Args:
+        step: The pruned block; its targets were kept by ``step.gather(keep=True)``.
+        masks: By parameter, True = stays; these parameters are trained, in place.
+        passes: Over the samples.
+
+    Raises:
+        DataError: The error is not finite.
+    """
+    walk, rank, count = step.walk, *place()
+    numbers = exchange(len(walk.samples))
+    weights = {name: p for name, p in step.weights().items() if name in masks}
+    # The optimizer moves copies in float32, whose small steps a shorter type would swallow.
+    copies = {name: p.detach().float().clone() for name, p in weights.items()}
+    optimizer = torch.optim.Adam(
+        [{"params": [c], "rate": _RATE * float(c.abs().mean())} for c in copies.values()],
+        betas=(0.9, 0.95), fused=True,
+    )  # fmt: skip
+    total = passes * sum(numbers)
+    with frozen(walk.model.parameters()), differentiable(weights.values()):
+        for number in range(total):
+            sample, owner = divmod(number % sum(numbers), count)
+            gradients = _gradients(step, sample, weights) if owner == rank else {}
+            for name, p in weights.items():
+                mine = gradients.pop(name) if owner == rank else torch.empty_like(p.detach())
+                copies[name].grad = share(mine, owner).float().mul_(masks[name])
+            progress = (number + 1) / total
+            for group in optimizer.param_groups:
+                group["lr"] = group["rate"] * min(4 * progress, 1 + 1 / total - progress)
+            optimizer.step()
+            for name, p in weights.items():
+                p.detach().copy_(copies[name])
+
+
+def _gradients(step: Step, sample: int, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Of the error on one sample; zero where it does not depend on the weight."""
+    walk = step.walk
+    aim = walk.outputs["dense" if "dense" in walk.outputs else "pruned"][step.block.name, sample]
+    with torch.enable_grad():
+        output = walk.run(step.block, sample, walk.streams[0], keep=False)
+        loss = error(output, aim, token_masks(walk.samples[sample]))
+    if not finite(loss.detach()):
+        raise DataError(
+            f"the error of {step.block.name} on a calibration sample is {float(loss.detach())}: "
+            "leave the tuning out (tune=0), or run the model in float32"
+        )
+    if not loss.requires_grad:
+        return {name: torch.zeros_like(p) for name, p in weights.items()}
+    found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    pairs = zip(weights.items(), found, strict=True)
+    return {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
+
+
+def error(output: Any, aim: Any, valid: Sequence[Tensor] = ()) -> Tensor:
+    """The mean over tokens of squared errors relative to what is aimed at.
+
+    Tokens that are nearly zero beside the others count as if they had a thousandth of the mean.
+
+    Args:
+        output: Of a block: a tensor ``(..., tokens, features)``, or several in whatever structure.
+        aim: What it should be.
+        valid: Masks over tokens, 1 = no padding; what has their shape is left out where they are 0.
+
+    Example:
+        >>> error(torch.tensor([[1.0, 2.0], [2.0, 0.0]]), torch.tensor([[1.0, 1.0], [2.0, 0.0]]))
+        tensor(0.2499)
+    """
+    total = torch.zeros(())
+    for one, other in zip(tree_leaves(output), tree_leaves(aim), strict=True):
+        if not isinstance(one, Tensor) or not one.is_floating_point() or not one.dim():
+            continue
+        wanted = other.detach().float()
+        size = wanted.square().mean(-1)
+        least = 1e-3 * size.mean() + torch.finfo(size.dtype).tiny
+        lost = (one.float() - wanted).square().mean(-1) / (size + least)
+        for mask in valid:
+            if mask.shape == lost.shape:
+                lost = lost[mask != 0]
+                break
+        total = total.to(lost) + lost.mean()
+    return total

@@ -1,0 +1,67 @@
+"""The recipe for width: Fisher's choice and least squares after it; texts without labels."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import batches, llama, tokens
+from torch import Tensor, nn
+
+import secateur as sec
+
+QUIET: dict[str, Any] = {"progress": False, "measure": False}
+INPUTS = {"input_ids": tokens()}
+
+
+def fitted(dense: nn.Module, data: list[dict[str, Tensor]], name: str, kept: list[int]) -> Tensor:
+    """The weight that says best, on the dense model's inputs, what the dense layer says."""
+    seen: list[Tensor] = []
+    layer = dense.get_submodule(name)
+    hook = layer.register_forward_pre_hook(lambda _, x: seen.append(x[0].flatten(0, -2)))
+    with torch.no_grad():
+        for batch in data:
+            dense(**batch)
+    hook.remove()
+    x = torch.cat(seen).double()
+    x = x - x.mean(0)
+    part = x[:, kept]
+    ridge = 1e-2 * part.square().sum(0).mean() * torch.eye(len(kept))
+    removed = [k for k in range(x.shape[1]) if k not in kept]
+    moved = torch.linalg.solve(part.T @ part + ridge, part.T @ x[:, removed])
+    weight = layer.weight.detach().double()
+    return weight[:, kept] + weight[:, removed] @ moved.T
+
+
+def test_units_are_those_of_mask_tuning_and_the_rest_is_fitted() -> None:
+    model, data = llama(2), batches(3)
+    how: dict[str, Any] = {"amount": 0.4, "data": data, **QUIET}
+    result = sec.prune(model, INPUTS, method="width", **how)
+    assert result.verification.ok
+    assert result.plan.removed == sec.prune(model, INPUTS, method="mask_tuning", **how).plan.removed
+    narrowed = 0
+    for name, small in result.model.named_modules():
+        if not name.endswith("mlp.down_proj"):
+            continue
+        kept = result.plan.masks(f"{name}.weight")[1].nonzero().flatten().tolist()
+        narrowed += len(kept) < model.get_submodule(name).in_features
+        wanted = fitted(model, data, name, kept)
+        torch.testing.assert_close(small.weight.double(), wanted, rtol=1e-3, atol=1e-5)
+    assert narrowed
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"method": "width"}, {"method": "sleb", "amount": 0.5}, {"recovery": "fine-tune"},
+     {"recovery": ("distil", {"alpha": 0.5})}],
+)  # fmt: skip
+def test_a_text_is_its_own_label(how: dict[str, Any]) -> None:
+    """As for ``sec.sparsify``: where there are no labels the tokens are."""
+    bare = [{"input_ids": batch["input_ids"]} for batch in batches(2)]
+    both = [{**batch, "labels": batch["input_ids"]} for batch in bare]
+    model = llama(4)
+    one, other = (
+        sec.prune(model, INPUTS, **{"amount": 0.25, **how}, data=data, **QUIET).model
+        for data in (bare, both)
+    )
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
