@@ -18,8 +18,8 @@ all of the pruning, calibration included; memory is what it needed beyond the mo
 where that was measured in another way, which counted weights that were read for the first time. All
 layers of all 30 blocks are pruned; embeddings, head and norms stay dense, as in every paper.
 Options are the methods' own but for those in brackets; `default` is `sec.sparsify` without a
-method (ADMM of five iterations, amounts by `scope="fisher"`; a pattern leaves nothing to divide,
-and there each block is tuned for one pass).
+method (ADMM of ten iterations, amounts by `scope="fisher"`; a pattern leaves nothing to divide, and
+there it is three iterations and one pass of tuning of each block).
 Calibration with seed 0; where there is a ±, with seeds 0, 1 and 2: mean and standard deviation.
 """
 

@@ -33,7 +33,8 @@ from secateur.methods.shares import Share, shares
 from secateur.names import match_names, unknown
 
 # What docs/llm.md compares with SparseGPT.
-DEFAULT = ("admm", {"iterations": 5, "damping": 0.3})
+DEFAULT = ("admm", {"iterations": 10, "damping": 0.3})
+TUNED = ("admm", {"iterations": 3, "damping": 0.3})  # tuning makes up for iterations
 
 
 @dataclass(frozen=True)
@@ -215,10 +216,10 @@ def sparsify(
             MaskSet(masks).check(model)
         _require_finite(model)
         even = pattern is not None or masks is not None
-        tune = passes(method, even) if tune is None else tune
+        method, tune = recipe(method, tune, even)
         if scope is None:
             scope = "uniform" if even or method is not None else "fisher"
-        chosen = registry.find(DEFAULT if method is None else method, amount, **options)
+        chosen = registry.find(method, amount, **options)
         samples: list[Any] = []
         if data is not None or tune or (chosen.solver is not None and chosen.solver.data):
             samples = list(calibration(model, data))
@@ -242,9 +243,19 @@ def sparsify(
     return Sparsified(made, solution.masks, report_of(chosen, solution, made, began))
 
 
-def passes(method: Any, even: bool) -> int:
-    """Of the tuning, where the user does not say: where all layers lose the same by default."""
-    return int(method is None and even)
+def recipe(method: Any, tune: int | None, even: bool) -> tuple[Any, int]:
+    """The method and the passes of tuning; of the project where the user names no method.
+
+    Args:
+        method: What the user said, or None.
+        tune: The same.
+        even: All layers lose the same: by a pattern, or masks.
+    """
+    if tune is None:
+        tune = int(method is None and even)
+    if method is None:
+        method = TUNED if even and tune else DEFAULT
+    return method, tune
 
 
 def job_of(
@@ -282,6 +293,11 @@ def job_of(
     if parsed is not None and amount is not None and abs(amount - parsed[0] / parsed[1]) > 1e-9:
         raise ConfigError(f"amount={amount} contradicts pattern={pattern!r}: leave one out")
     names = [n for n, _ in model.named_parameters()] + [n for n, _ in model.named_modules() if n]
+    if true_sequential and solver.together is not None:
+        raise ConfigError(
+            f"{chosen.name} solves the layers of a block together, and true_sequential=True one "
+            "group after another: leave it out"
+        )
     tune = tune or 0
     if tune < 0 or tune != int(tune):
         raise ConfigError(f"tune={tune!r}: give a whole number of passes over the data, 0 for none")

@@ -28,11 +28,10 @@ from secateur.files import replacing
 from secateur.integrations import pretrained
 from secateur.measure.calling import evaluating
 from secateur.sparsify import (
-    DEFAULT,
     SparsityReport,
     calibration,
     job_of,
-    passes,
+    recipe,
     report_of,
 )
 
@@ -121,10 +120,9 @@ def sparsify_folder(
     names = pretrained.names(model, shards)
     if masks is not None:
         MaskSet(masks).check(model)
-    if tune is None:
-        tune = passes(method, pattern is not None or masks is not None)
+    method, tune = recipe(method, tune, pattern is not None or masks is not None)
     chosen, job = job_of(
-        model, DEFAULT if method is None else method, amount=amount, pattern=pattern, masks=masks,
+        model, method, amount=amount, pattern=pattern, masks=masks,
         amounts=amounts, ignore=ignore, propagate=propagate, true_sequential=true_sequential,
         tune=tune, **options,
     )  # fmt: skip

@@ -158,3 +158,9 @@ def test_an_aim_is_the_pseudo_inverse_when_nothing_damps() -> None:
 def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="iterations >= 0 and coupling > 0"):
         sparsellm.sparsellm(0.5, **options)  # type: ignore[arg-type]
+
+
+def test_layers_that_are_solved_together_are_not_solved_one_after_another() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+    with pytest.raises(ConfigError, match="sparsellm solves the layers of a block together"):
+        sec.sparsify(net, "sparsellm", data=[torch.randn(9, 4)], true_sequential=True)

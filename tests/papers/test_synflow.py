@@ -177,3 +177,19 @@ def test_its_scores_choose_units_too() -> None:
     first, second = (scores[n] for n in ("0.weight", "2.weight"))
     order = (first.sum(1) + second.sum(0)).argsort(descending=True)
     assert plan.keep["0"].nonzero().flatten().tolist() == sorted(order[:3].tolist())
+
+
+def test_a_name_with_bias_in_it_is_not_a_bias() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unbiased = nn.Parameter(torch.rand(3, 4) + 0.1)
+            self.out = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(x @ self.unbiased.T)
+
+    net, x = Own(), torch.ones(1, 4)
+    weights = {n: p for n, p in net.named_parameters() if p.dim() > 1}
+    found = synflow(net, weights, data=[x])
+    assert float(found["unbiased"].sum()) == pytest.approx(1)

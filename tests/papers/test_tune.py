@@ -163,3 +163,17 @@ def test_a_checkpoint_on_disk_is_tuned_as_a_model_in_memory(tmp_path: Path) -> N
     here = sec.sparsify(llama(), **how).model
     for name, p in here.named_parameters():
         torch.testing.assert_close(there.get_parameter(name), p, rtol=1e-4, atol=1e-6)
+
+
+def test_float16_keeps_the_gradients_of_a_wide_block() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(512, 512, bias=False))
+    data = [torch.randn(1024, 512) for _ in range(2)]
+    moved = {}
+    for dtype in (torch.float32, torch.float16):
+        made = copy.deepcopy(net).to(dtype)
+        before = pruned(made, [x.to(dtype) for x in data], 0)[0].weight.float()  # type: ignore[index]
+        after = pruned(made, [x.to(dtype) for x in data], 1)[0].weight.float()  # type: ignore[index]
+        moved[dtype] = (after - before).detach()
+    one, other = moved.values()
+    assert float((one - other).norm() / one.norm()) < 0.1

@@ -115,3 +115,30 @@ def test_what_did_not_run_is_named_everywhere(model: nn.Module, said: str) -> No
 def test_where_everything_ran_nothing_is_said() -> None:
     graph = sec.trace(nn.Sequential(nn.Linear(6, 4)), torch.randn(2, 6))
     assert graph.idle == () and not graph.aside and "did not run" not in str(graph)
+
+
+class Momentum(nn.Module):
+    """Training writes a parameter; which rows go on depends on their numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.out, self.aux = (
+            nn.Linear(a, b) for a, b in ((8, 16), (8, 16), (16, 4), (16, 4))
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x[x.sum(1) > 0]
+        h = torch.relu(self.q(x)) + torch.relu(self.k(x))
+        if not self.training:
+            return self.out(h)
+        with torch.no_grad():
+            self.k.weight.mul_(0.9).add_(self.q.weight, alpha=0.1)
+        return self.out(h) + self.aux(h)
+
+
+def test_what_training_writes_is_not_written_to_the_users_model() -> None:
+    model, x = Momentum().eval(), torch.rand(3, 8)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    sec.trace(model, x, on_data=True)
+    sec.prune(model, x, amount=0.25, measure=False, progress=False)
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import secateur as sec
+from secateur.engine.dense import dense_energies
 from secateur.errors import ConfigError, DataError
 from secateur.scope import amounts
 from secateur.scope.alpha_pruning import tail_exponent
@@ -193,3 +194,31 @@ def test_shares_are_those_of_sorting_all_scores(amount: float) -> None:
     wanted = [float(part.mean()) for part in gone.split([part.numel() for part in parts])]
     found = amounts.shares_of_lowest(one_by_one, lambda layer: layer.weight, amount)
     assert list(found.values()) == pytest.approx(wanted, abs=1e-6)
+
+
+class Adds(nn.Module):
+    """A block that writes what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x += nn.functional.silu(self.inner(x), inplace=True)
+        return x
+
+
+def test_blocks_that_write_their_inputs_are_weighed_as_those_that_do_not() -> None:
+    class Copies(Adds):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + nn.functional.silu(self.inner(x))
+
+    found = []
+    for block in (Adds, Copies):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(8, 8), *(block() for _ in range(3)), nn.Linear(8, 2))
+        pairs = [(x, torch.zeros(16, 2)) for x in data()]
+        found.append([e.gradients for e in dense_energies(net, pairs)])
+    assert found[0]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)

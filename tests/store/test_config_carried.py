@@ -299,3 +299,9 @@ def test_a_config_with_other_heads_is_refused_though_the_weights_hardly_tell() -
     assert distance_of([plain[0]], [plain[1]]) < tolerance(model)
     assert distance_of(*shown) > 1e-3
     assert torch.equal(again, plain[0])
+
+
+def test_numbers_that_are_not_finite_are_no_proof() -> None:
+    one, other = torch.tensor([torch.nan, 2.0]), torch.tensor([1.0, 2.0])
+    assert distance_of([one], [other]) == distance_of([other], [one]) == float("inf")
+    assert distance_of([other], [other]) == 0

@@ -96,9 +96,10 @@ def layers_of(
     from secateur.engine.blocks import find_blocks
     from secateur.engine.products import Layer
     from secateur.engine.sequential import block_weights
-    from secateur.sparsify import DEFAULT, calibration, job_of
+    from secateur.sparsify import calibration, job_of, recipe
 
-    chosen, job = job_of(model, DEFAULT if method is None else method, masks=None, **what)
+    method, tune = recipe(method, what.get("tune"), what.get("pattern") is not None)
+    chosen, job = job_of(model, method, masks=None, **{**what, "tune": tune})
     if batches is not None or (chosen.solver is not None and chosen.solver.data):
         for _ in calibration(model, batches):
             pass

@@ -60,7 +60,7 @@ def synflow(
         batch = to_device(next(take(epoch_batches(data, 0, 0), 1)), device_of(model))
     args, kwargs = as_call(tree_map(_ones, inputs_of(batch)))
     absolute = {
-        n: _absolute(n, t) if t.is_floating_point() else t
+        n: _absolute(n, t, n in parameters) if t.is_floating_point() else t
         for n, t in chain(model.named_parameters(), model.named_buffers())
     }
     for name in parameters:
@@ -94,11 +94,12 @@ def synflow(
     return {n: s.abs() for n, s in found.items()}
 
 
-def _absolute(name: str, tensor: Tensor) -> Tensor:
+def _absolute(name: str, tensor: Tensor, scored: bool) -> Tensor:
     """The absolute values; zero for what is added, whose flow no weight before it would carry."""
     values = tensor.detach().double().abs()
     own = name.rpartition(".")[2]
-    return torch.zeros_like(values) if "bias" in own or own == "running_mean" else values
+    added = own == "running_mean" or "bias" in own.split("_")
+    return torch.zeros_like(values) if added and not scored else values
 
 
 def _ones(value: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from secateur.engine.batches import labelled, run, task_loss
@@ -168,8 +169,12 @@ def _run_again(block: nn.Module) -> AbstractContextManager[None]:
     """
     forward = block.forward
 
+    def on_copies(*args: Any, **kwargs: Any) -> Any:  # blocks may add to their input in place
+        copied = tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, (args, kwargs))
+        return forward(*copied[0], **copied[1])
+
     def function(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        return checkpoint(on_copies, *args, use_reentrant=False, **kwargs)
 
     return standing_in(block, function)
 

@@ -11,10 +11,11 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.engine.batches import finite
 from secateur.engine.gradients import differentiable, frozen
-from secateur.engine.parallel import exchange, place, share
+from secateur.engine.parallel import agreed, exchange, place, share
 from secateur.engine.sequential import Step, token_masks
 from secateur.errors import DataError
 
+_SCALE = 4096.0  # of gradients, which float16 would lose; a power of two changes no other type's
 _RATE = 0.02  # of the first moves, relative to the mean size of a matrix's weights
 
 
@@ -24,7 +25,7 @@ def tune(step: Step, masks: Mapping[str, Tensor], passes: int) -> None:
     f is the block, $x_t$ what it sees of a token behind the pruned blocks, and $\hat f(x_t)$ what
     it made of that before it was pruned; where the dense stream runs along, what the dense block
     made of the dense input. Adam takes one step a sample, in their order; its rate rises over the
-    first quarter and falls to zero. Zeros stay zeros.
+    first fifth and falls to zero. Zeros stay zeros.
 
     Args:
         step: The pruned block; its targets were kept by ``step.gather(keep=True)``.
@@ -47,10 +48,11 @@ def tune(step: Step, masks: Mapping[str, Tensor], passes: int) -> None:
     with frozen(walk.model.parameters()), differentiable(weights.values()):
         for number in range(total):
             sample, owner = divmod(number % sum(numbers), count)
-            gradients = _gradients(step, sample, weights) if owner == rank else {}
+            with agreed():
+                gradients = _gradients(step, sample, weights) if owner == rank else {}
             for name, p in weights.items():
                 mine = gradients.pop(name) if owner == rank else torch.empty_like(p.detach())
-                copies[name].grad = share(mine, owner).float().mul_(masks[name])
+                copies[name].grad = share(mine, owner).float().mul_(masks[name]).div_(_SCALE)
             progress = (number + 1) / total
             for group in optimizer.param_groups:
                 group["lr"] = group["rate"] * min(4 * progress, 1 + 1 / total - progress)
@@ -66,6 +68,7 @@ def _gradients(step: Step, sample: int, weights: Mapping[str, nn.Parameter]) -> 
     with torch.enable_grad():
         output = walk.run(step.block, sample, walk.streams[0], keep=False)
         loss = error(output, aim, token_masks(walk.samples[sample]))
+        scaled = _SCALE * loss
     if not finite(loss.detach()):
         raise DataError(
             f"the error of {step.block.name} on a calibration sample is {float(loss.detach())}: "
@@ -73,7 +76,7 @@ def _gradients(step: Step, sample: int, weights: Mapping[str, nn.Parameter]) -> 
         )
     if not loss.requires_grad:
         return {name: torch.zeros_like(p) for name, p in weights.items()}
-    found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    found = torch.autograd.grad(scaled, list(weights.values()), allow_unused=True)
     pairs = zip(weights.items(), found, strict=True)
     return {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
 

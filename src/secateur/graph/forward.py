@@ -328,7 +328,8 @@ def run(
         model: The model; it runs in eval mode and gets its own flags back.
         example_inputs: As ``trace`` takes them.
         modes: Entered in order around the forward.
-        fake: Use tensors without data; otherwise parameters are aliased and buffers copied.
+        fake: Use tensors without data; otherwise buffers are copied, parameters aliased, but in
+            training mode, in which a forward may write them, copied too.
         state: What stands for each parameter and buffer instead of itself.
         on_tensor: Told what stands for each parameter and buffer, and (with no name) each input.
         training: Run in training mode instead.
@@ -348,14 +349,17 @@ def run(
                 return t
             if mode is not None:
                 return mode.from_tensor(t, static_shapes=True)
-            return t.detach() if id(t) in parameters else t.detach().clone()
+            return t.detach() if id(t) in parameters and not training else t.detach().clone()
 
         tensors = named_tensors(model)
         if memory is not None:
             stands = {n: t if state is None else state(n, t) for n, t in tensors.items()}
             tensors = memory.fakes(stands, {n: t.device for n, t in tensors.items()})
         else:
-            tensors = {n: convert(t) if state is None else state(n, t) for n, t in tensors.items()}
+            stands = {n: t if state is None else state(n, t) for n, t in tensors.items()}
+            if state is None or training:
+                stands = {n: convert(t) for n, t in stands.items()}
+            tensors = stands
         if mode is not None and parameters and all(p.is_meta for p in model.parameters()):
             args, kwargs = tree_map(_to_meta, (args, kwargs))
         args, kwargs = tree_map(convert, (args, kwargs))

@@ -31,14 +31,15 @@ def outputs_of(model: nn.Module, inputs: Any) -> list[Tensor]:
 
 
 def distance_of(a: list[Tensor], b: list[Tensor]) -> float:
-    """Largest relative error over the outputs; infinite where their shapes differ."""
+    """Largest relative error over the outputs; infinite where shapes differ or a number is NaN."""
     if not a or [t.shape for t in a] != [t.shape for t in b]:
         return float("inf")
     errors = [0.0]
     for x, y in zip(a, b, strict=True):
         if x.is_floating_point():
             x, y = x.double(), y.double()
-            errors.append(float((x - y).norm() / x.norm().clamp_min(1e-12)))
+            error = float((x - y).norm() / x.norm().clamp_min(1e-12))
+            errors.append(error if math.isfinite(error) else float("inf"))  # max() forgets a NaN
         elif not torch.equal(x, y):
             return float("inf")
     return max(errors)
