@@ -29,12 +29,9 @@ from secateur.errors import ConfigError, DataError, StoreError
 from secateur.files import share
 from secateur.measure.calling import as_call
 from secateur.methods import registry
+from secateur.methods.recipe import recipe
 from secateur.methods.shares import Share, shares
 from secateur.names import match_names, unknown
-
-# What docs/llm.md compares with SparseGPT.
-DEFAULT = ("admm", {"iterations": 10, "damping": 0.3})
-TUNED = ("admm", {"iterations": 3, "damping": 0.3})  # tuning makes up for iterations
 
 
 @dataclass(frozen=True)
@@ -178,7 +175,8 @@ def sparsify(
             ``uniform``, but ``fisher`` if no method is named either.
         ignore: Globs over names of layers that stay dense.
         propagate: What the next block is given: ``pruned`` outputs, ``dense`` ones, or ``both``:
-            every layer sees the pruned inputs and aims at what it gave on the dense ones.
+            every layer sees the pruned inputs and aims at what it gave on the dense ones, group
+            after group as with ``true_sequential`` (docs/lab-notes.md: no gain was measured).
         true_sequential: Gather statistics anew after each group of layers with the same input.
         tune: Passes over the data in which what stays of a block is trained until the block gives
             what it gave before (see ``engine.tune``). Default: none, but one if no method is named
@@ -216,9 +214,9 @@ def sparsify(
             MaskSet(masks).check(model)
         _require_finite(model)
         even = pattern is not None or masks is not None
-        method, tune = recipe(method, tune, even)
         if scope is None:
             scope = "uniform" if even or method is not None else "fisher"
+        method, tune = recipe(method, tune, even)
         chosen = registry.find(method, amount, **options)
         samples: list[Any] = []
         if data is not None or tune or (chosen.solver is not None and chosen.solver.data):
@@ -241,21 +239,6 @@ def sparsify(
             checkpoint=checkpoint, spill=spill, before=before, progress=progress,
         )  # fmt: skip
     return Sparsified(made, solution.masks, report_of(chosen, solution, made, began))
-
-
-def recipe(method: Any, tune: int | None, even: bool) -> tuple[Any, int]:
-    """The method and the passes of tuning; of the project where the user names no method.
-
-    Args:
-        method: What the user said, or None.
-        tune: The same.
-        even: All layers lose the same: by a pattern, or masks.
-    """
-    if tune is None:
-        tune = int(method is None and even)
-    if method is None:
-        method = TUNED if even and tune else DEFAULT
-    return method, tune
 
 
 def job_of(
@@ -298,6 +281,8 @@ def job_of(
             f"{chosen.name} solves the layers of a block together, and true_sequential=True one "
             "group after another: leave it out"
         )
+    # Corrected for inputs of before the layers in front of it were, a layer would go too far.
+    anew = true_sequential or (propagate == "both" and solver.together is None)
     tune = tune or 0
     if tune < 0 or tune != int(tune):
         raise ConfigError(f"tune={tune!r}: give a whole number of passes over the data, 0 for none")
@@ -322,7 +307,7 @@ def job_of(
         "masks": digest(masks) if masks is not None else "",
     }
     ignored = left_alone_by(model, ignore)
-    return chosen, Job(solver, target, ignored, true_sequential, tune, identity)
+    return chosen, Job(solver, target, ignored, anew, tune, identity)
 
 
 def report_of(

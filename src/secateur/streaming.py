@@ -27,11 +27,11 @@ from secateur.errors import ConfigError, StoreError
 from secateur.files import replacing
 from secateur.integrations import pretrained
 from secateur.measure.calling import evaluating
+from secateur.methods.recipe import recipe
 from secateur.sparsify import (
     SparsityReport,
     calibration,
     job_of,
-    recipe,
     report_of,
 )
 

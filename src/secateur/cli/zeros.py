@@ -96,7 +96,8 @@ def layers_of(
     from secateur.engine.blocks import find_blocks
     from secateur.engine.products import Layer
     from secateur.engine.sequential import block_weights
-    from secateur.sparsify import calibration, job_of, recipe
+    from secateur.methods.recipe import recipe
+    from secateur.sparsify import calibration, job_of
 
     method, tune = recipe(method, what.get("tune"), what.get("pattern") is not None)
     chosen, job = job_of(model, method, masks=None, **{**what, "tune": tune})

@@ -78,7 +78,7 @@ def scaled_problem(weight: Tensor, stats: Stats, damping: float = 0.01) -> Probl
     return replace(found, scale=scale)
 
 
-def aimed(weight: Tensor, stats: Stats, damping: float = 0.01) -> Tensor:
+def aimed(weight: Tensor, stats: Stats, damping: float = 0.3) -> Tensor:
     r"""The weights that make of the inputs as they are what the dense layer made of the dense ones.
 
     $W^* = W_0 (\bar C + \lambda \bar g I)(G + \lambda \bar g I)^{-1}$ with $\bar C$ = ``cross``.
