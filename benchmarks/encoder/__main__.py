@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.needed import need
+
 CELLS = Path(__file__).parent / "cells.jsonl"
 PAGE = Path(__file__).parents[2] / "docs" / "encoder.md"
 LEVELS: dict[str, dict[str, Any]] = {"50%": {"amount": 0.5}, "2:4": {"pattern": "2:4"}}
@@ -92,6 +94,7 @@ def _target(cell: dict[str, Any], dense: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run what is missing, write the page."""
+    need("hf", "transformers")
     parser = argparse.ArgumentParser(prog="python -m benchmarks.encoder", description=__doc__)
     parser.add_argument("--page", action="store_true", help="only write the page")
     options = parser.parse_args()

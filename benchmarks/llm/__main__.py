@@ -16,6 +16,7 @@ from benchmarks.cells import in_own_process
 from benchmarks.llm import authors, page
 from benchmarks.llm.cell import DENSE
 from benchmarks.llm.store import PAGE, append, key, load
+from benchmarks.needed import need
 
 LEADING = ("default", "sparsegpt", "wanda", "magnitude", "admm", "sparseswaps", "alps")
 OTHERS = ("ria", "dsnot", "woodfisher")
@@ -67,6 +68,7 @@ THEIRS: tuple[dict[str, Any], ...] = (
 
 def main() -> None:
     """Run what is missing, write the page."""
+    need("hf", "transformers", "accelerate", "gguf")
     parser = argparse.ArgumentParser(prog="python -m benchmarks.llm", description=__doc__)
     parser.add_argument("--only", action="append", metavar="METHOD")
     parser.add_argument("--target", action="append", metavar="TARGET")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import in_own_process
+from benchmarks.needed import need
 from benchmarks.structured import experts
 from benchmarks.structured.cell import TOKENS
 from benchmarks.structured.clock import CASES
@@ -284,6 +285,7 @@ def _goal(cell: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run what is missing, write the page."""
+    need("hf", "transformers", "accelerate", "gguf")
     parser = argparse.ArgumentParser(prog="python -m benchmarks.structured", description=__doc__)
     parser.add_argument("--cells", type=int, metavar="N", help="stop after so many")
     parser.add_argument("--minutes", type=float, metavar="M", help="begin no cell after so long")
