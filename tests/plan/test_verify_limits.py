@@ -38,3 +38,11 @@ def test_an_effect_below_the_tolerance_is_noted():
 def test_imaginary_parts_count():
     a = torch.tensor([1 + 0j, 1 + 0j])
     assert distance([a], [a + 1j]) > 0.5
+
+
+def test_one_tensor_given_as_three_inputs_stays_one() -> None:
+    """An attention whose query is its key and value takes a path of its own, with other classes."""
+    torch.manual_seed(0)
+    attention, x = nn.MultiheadAttention(32, 4, batch_first=True), torch.randn(2, 5, 32)
+    result = sec.prune(attention, (x, x, x), amount=0.5, measure=False, progress=False)
+    assert result.verification.proven and result.verification.ok

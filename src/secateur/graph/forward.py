@@ -344,9 +344,7 @@ def run(
         memory = Remembered(mode) if mode is not None else None
         parameters = {id(p) for p in model.parameters()}
 
-        def convert(t: Any) -> Any:
-            if not isinstance(t, Tensor):
-                return t
+        def convert(t: Tensor) -> Tensor:
             if mode is not None:
                 return mode.from_tensor(t, static_shapes=True)
             return t.detach() if id(t) in parameters and not training else t.detach().clone()
@@ -361,8 +359,8 @@ def run(
                 stands = {n: convert(t) for n, t in stands.items()}
             tensors = stands
         if mode is not None and parameters and all(p.is_meta for p in model.parameters()):
-            args, kwargs = tree_map(_to_meta, (args, kwargs))
-        args, kwargs = tree_map(convert, (args, kwargs))
+            args, kwargs = map_tensors(lambda t: t.to("meta"), (args, kwargs))
+        args, kwargs = map_tensors(convert, (args, kwargs))
         if on_tensor is not None:
             for name, t in tensors.items():
                 on_tensor(name, t)
@@ -378,5 +376,24 @@ def run(
         return torch.func.functional_call(model, tensors, args, kwargs, tie_weights=True)
 
 
-def _to_meta(x: Any) -> Any:
-    return x.to("meta") if isinstance(x, Tensor) else x
+def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The same structure with every tensor changed; one that is in it twice is one twice again.
+
+    Models ask: an attention whose query *is* its key takes another path.
+
+    Example:
+        >>> x = torch.ones(2)
+        >>> one, other = map_tensors(torch.clone, (x, x))
+        >>> one is other, one is x
+        (True, False)
+    """
+    made: dict[int, Tensor] = {}
+
+    def once(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        if id(x) not in made:
+            made[id(x)] = change(x)
+        return made[id(x)]
+
+    return tree_map(once, value)

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from secateur.engine.masks import MaskSet
 from secateur.errors import PlanError, SecateurError, SurgeryError, TraceError
 from secateur.graph.classes import Axis, UnitClass
 from secateur.graph.forward import (
     call_arguments,
+    map_tensors,
     module_hooks,
     named_tensors,
     run,
@@ -184,19 +184,19 @@ def randomised(example_inputs: Any, seed: int) -> Any:
     """Floating inputs become random ones of the same scale; indices and masks stay as given."""
     generator = torch.Generator().manual_seed(seed)
 
-    def fresh(t: Any) -> Any:
-        if not isinstance(t, Tensor) or not t.is_floating_point() or t.is_meta or t.numel() < 2:
+    def fresh(t: Tensor) -> Tensor:
+        if not t.is_floating_point() or t.is_meta or t.numel() < 2:
             return t
         spread = t.float().std().item() or 1.0
         noise = torch.randn(t.shape, generator=generator) * spread + t.float().mean().item()
         return noise.to(t.device, t.dtype)
 
-    return tree_map(fresh, example_inputs)
+    return map_tensors(fresh, example_inputs)
 
 
 def outputs_of(model: nn.Module, inputs: Any, seed: int) -> list[Tensor]:
     """What a model returns in evaluation mode, all tensors of it."""
-    args, kwargs = call_arguments(tree_map(_copied, inputs))
+    args, kwargs = call_arguments(map_tensors(torch.clone, inputs))
     with evaluating(model), torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)  # a forward that draws noise draws the same for both
         return [t.clone() for t in tensors_of_output(model(*args, **kwargs))]
@@ -224,10 +224,6 @@ def _of_pruned(model: nn.Module, inputs: Any, seed: int) -> list[Tensor]:
             f"the pruned {type(model).__name__} does not run on inputs on which the dense one "
             f"does: {type(error).__name__}: {error}. Leave what is at fault whole: ignore=[...]."
         ) from error
-
-
-def _copied(t: Any) -> Any:
-    return t.clone() if isinstance(t, Tensor) else t
 
 
 def distance(a: list[Tensor], b: list[Tensor]) -> float:
