@@ -39,7 +39,7 @@ results: $(STAMP)  ## prune every network of the zoo several ways; tables in doc
 	$(BIN)/python -m benchmarks.results
 
 bench: $(STAMP)  ## side by side with Torch-Pruning; tables in docs/benchmarks.md
-	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[bench,zoo]'
 	$(BIN)/python -m benchmarks.peer_structural
 
 readme: $(STAMP)  ## write the generated parts of README.md

@@ -21,6 +21,7 @@ PARTS = ("times", "memory", "accuracy", "coverage")
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, run what is missing, write the page."""
     need("bench", "psutil", "torch_pruning", "torchvision", "timm", "transformers")
+    need("zoo", "torch_geometric", "ultralytics")
     from benchmarks.peer_structural import accuracy, coverage, times
     from benchmarks.peer_structural.page import page
     from benchmarks.peer_structural.store import CELLS, append, load
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--set", action="append", choices=coverage.SETS, help="of the coverage")
+    parser.add_argument("--set", action="append", choices=list(coverage.SETS), help="of the coverage")
     parser.add_argument("--only", action="append", metavar="NAME", help="of the coverage")
     parser.add_argument("--cells", type=Path, default=CELLS, help="folder of finished cells")
     parser.add_argument("--out", type=Path, default=PAGE, help="the page")

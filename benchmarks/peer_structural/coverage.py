@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.coverage.case import Case, cases
+from benchmarks.coverage.case import SETS, Case, cases
 from benchmarks.coverage.cell import parameters, summary
 from benchmarks.coverage.forked import Child
 from benchmarks.coverage.oracle import outputs
@@ -20,7 +20,6 @@ from benchmarks.coverage.randomise import randomise, settle
 from benchmarks.peer_structural.judge import fill, judge, label
 from benchmarks.peer_structural.libraries import LIBRARIES, Clock, output_layers, torch_pruning
 
-SETS = ("operators", "torchvision", "timm", "transformers")
 SECONDS = 20  # of CPU time for graph, plan and apply together
 GIGABYTES = 12  # the check itself holds the model several times, once in float64
 
