@@ -24,6 +24,11 @@ TARGETS = ("50%", "2:4", "60%", "70%", "4:8")
 VARIANTS: tuple[dict[str, Any], ...] = (
     {"method": "default", "target": "50%", "arguments": {"scope": "uniform"}},
     {"method": "sparsegpt", "target": "50%", "arguments": {"scope": "fisher"}},
+    {
+        "method": "sparsegpt",
+        "target": "50%",
+        "arguments": {"scope": ["fisher", {"spread": 1}]},
+    },
     {"method": "wanda", "target": "50%", "arguments": {"scope": "owl"}},
     {"method": "wanda", "target": "50%", "arguments": {"scope": "alpha-pruning"}},
     {"method": "magnitude", "target": "50%", "arguments": {"scope": "global"}},

@@ -12,6 +12,7 @@ from secateur.errors import ConfigError, DataError
 from secateur.scope import amounts
 from secateur.scope.alpha_pruning import tail_exponent
 from secateur.scope.amounts import Weighed
+from secateur.scope.fisher import fisher
 
 
 def chain(blocks: int = 3) -> nn.Sequential:
@@ -146,13 +147,15 @@ def test_fisher_is_the_global_order_of_inputs_times_gradients() -> None:
     last = together.sort().values[len(together) // 2 - 1]
     before = [p.clone() for p in net.parameters()]
     # With Wanda's score per row the amounts alone can be seen, with magnitude's the rows too.
-    result = sec.sparsify(net, "wanda", amount=0.5, scope="fisher", data=batches, progress=False)
+    result = sec.sparsify(
+        net, "wanda", amount=0.5, scope=("fisher", {"spread": 1}), data=batches, progress=False
+    )
     for name, part in removed(result).items():
         width = scores[name].shape[1]
         share = float((scores[name] <= last).double().mean())
         assert part == pytest.approx(round(share * width) / width)
     by_rows = sec.sparsify(
-        net, "magnitude", amount=0.5, scope="fisher", data=batches, progress=False
+        net, "magnitude", amount=0.5, scope=("fisher", {"spread": 1}), data=batches, progress=False
     )
     for name, module in named.items():
         rows = module.weight.abs() * gradients[name].sqrt()[:, None]
@@ -167,7 +170,37 @@ def test_fisher_is_the_global_order_of_inputs_times_gradients() -> None:
         sec.sparsify(net, "wanda", amount=0.5, scope="fisher", data=data(), progress=False)
 
 
+@pytest.mark.parametrize("amount", [0.05, 0.5, 0.95])
+@pytest.mark.parametrize("spread", [0.0, 0.1, 0.3, 1.0])
+def test_fisher_stays_within_its_spread_and_takes_the_lowest_there(
+    amount: float, spread: float
+) -> None:
+    torch.manual_seed(0)
+    n = 600
+    layers = [
+        Weighed(str(k), "", torch.randn(20, 30) * 4.0**k, torch.ones(30), torch.ones(20))
+        for k in range(4)
+    ]
+    found = fisher(layers, amount, spread=spread)
+    # One weight after another, the lowest of those whose layer may still lose one.
+    least, most = (
+        round(max(amount - spread, 0) * n),
+        round(min(amount + spread, 1) * n),
+    )
+    waiting = [sorted(layer.weight.abs().flatten().tolist()) for layer in layers]
+    gone = [least] * 4
+    while sum(gone) < round(amount * 4 * n):
+        open_ = [(waiting[k][g], k) for k, g in enumerate(gone) if g < most]
+        gone[min(open_)[1]] += 1
+    assert [found[str(k)] for k in range(4)] == [g / n for g in gone]
+
+
 def test_what_does_not_fit_is_named() -> None:
+    with pytest.raises(ConfigError, match="spread must be 0 or more"):
+        sec.sparsify(
+            chain(), "magnitude", amount=0.5, scope=("fisher", {"spread": -1}),
+            data=[(x, x) for x in data()], progress=False,
+        )  # fmt: skip
     with pytest.raises(ConfigError, match="owl"):
         sec.sparsify(chain(), "wanda", amount=0.5, scope="owls", data=data(), progress=False)
     with pytest.raises(ConfigError, match="leave one out"):
