@@ -34,7 +34,9 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--set", action="append", choices=list(coverage.SETS), help="of the coverage")
+    parser.add_argument(
+        "--set", action="append", choices=list(coverage.SETS), help="of the coverage"
+    )
     parser.add_argument("--only", action="append", metavar="NAME", help="of the coverage")
     parser.add_argument("--cells", type=Path, default=CELLS, help="folder of finished cells")
     parser.add_argument("--out", type=Path, default=PAGE, help="the page")
