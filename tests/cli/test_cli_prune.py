@@ -80,10 +80,28 @@ def test_the_resolved_configuration_reproduces_the_run(secateur, net, tmp_path, 
     first, second = read(out / "metrics.json"), read(again / "metrics.json")
     assert first.data == second.data
     assert first.layers == second.layers
-    other = secateur("prune", "--config", out / "config.yaml", "--out", again, "--seed", 1)
-    assert other.code == 0
+    other = ["prune", "--config", out / "config.yaml", "--out", again, "--seed", 1]
+    refused = secateur(*other)
+    assert refused.code == 1 and "seed: 0 there, 1 here" in refused.err
+    assert same(weights(out), weights(again))
+    assert secateur(*other, "--restart").code == 0
     assert not same(weights(out), weights(again))
     assert read(again / "metrics.json").seed == 1
+
+
+def test_inputs_that_a_run_was_given_serve_for_what_it_left(secateur, tmp_path):
+    """The file that builds the network does not say what it takes."""
+    file = tmp_path / "bare.py"
+    file.write_text(
+        "from torch import nn\ndef build():\n"
+        "    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))\n"
+    )
+    out = tmp_path / "out"
+    quick = ["--input", "2x6", "--amount", "0.5", "--data", "none", "--repeats", "0"]
+    assert secateur("prune", file, *quick, "--out", out).code == 0
+    for command in (["load-check", out, "--model", file], ["trace", out, "--original", file]):
+        ran = secateur(*command)
+        assert ran.code == 0, ran.err
 
 
 def test_an_amount_on_the_command_line_takes_the_place_of_the_files_budget(secateur, net, tmp_path):
@@ -189,9 +207,10 @@ def test_a_failed_run_leaves_nothing_and_an_earlier_run_stays(secateur, net, tmp
     assert not out.exists()
     assert secateur(*options(net, out, "--amount", "0.5")).code == 0
     before = {p.name: p.read_bytes() for p in out.iterdir()}
-    assert secateur(*options(net, out, "--keep", "params=0.0001")).code == 1
-    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
-    assert secateur(*options(net, out, "--amount", "0.25")).code == 0
+    for restart in ([], ["--restart"]):
+        assert secateur(*options(net, out, "--keep", "params=0.0001", *restart)).code == 1
+        assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert secateur(*options(net, out, "--amount", "0.25", "--restart")).code == 0
     assert {layer.after for layer in read(out / "metrics.json").layers} == {12, 6}
 
 

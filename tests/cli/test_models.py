@@ -284,6 +284,7 @@ def test_a_fingerprint_leaves_generators_as_they_were_and_sees_every_change():
         ("fashion-mnist", "there are no data"),
         ("net.py:not_a_model", "not a function"),
         ("net.py:no_model", "gave a int: return a DataLoader"),
+        ("net.py:build", "gave a Sequential: return a DataLoader"),
     ],
 )
 def test_data_that_cannot_be_had_are_one_clear_error(spec, words, net, monkeypatch):

@@ -59,6 +59,8 @@ def find(spec: str, batch_size: int, seed: int) -> Data:
     spec = resolve(spec)
     if spec.startswith("zoo:"):
         return _zoo(spec.partition(":")[2], batch_size, seed)
+    from torch import nn
+
     if not code.is_code(spec):
         raise ConfigError(f"there are no data {spec!r}: data are {FORMS}")
     function = code.find(spec, "loaders")
@@ -67,7 +69,10 @@ def find(spec: str, batch_size: int, seed: int) -> Data:
     made = code.call(function, spec, **{k: v for k, v in given.items() if k in takes})
     train, test = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     for part in (train, test):
-        if part is not None and not isinstance(part, Iterable):
+        # A Sequential can be iterated over, and a text too, but neither gives batches.
+        if part is not None and (
+            not isinstance(part, Iterable) or isinstance(part, nn.Module | str)
+        ):
             raise ConfigError(
                 f"{spec} gave a {type(part).__name__}: return a DataLoader or a list of batches, "
                 "or the pair (train, test)"

@@ -248,15 +248,19 @@ def _saved(folder: Path, original: str | None, seen: frozenset[str]) -> Source:
     def build() -> nn.Module:
         return load(base.build, folder)
 
-    return Source(spec, build, _no_download(spec, build), base.inputs, base.data)
+    inputs = base.inputs or _same_inputs(folder)
+    return Source(spec, build, _no_download(spec, build), inputs, base.data)
+
+
+def _same_inputs(folder: Path) -> Callable[[nn.Module, int], Any] | None:
+    """Inputs of the shapes that the run in a folder was given, if it was."""
+    texts = _settings(folder).get("inputs")
+    return (lambda _, __: shapes.inputs(texts)) if texts else None
 
 
 def _original(folder: Path) -> str:
     """The architecture that a folder says it was pruned from; never code, which it could bring."""
-    from secateur.cli.config import read
-
-    config = folder / "config.yaml"
-    found = read(config).get("model") if config.is_file() else None
+    found = _settings(folder).get("model")
     if not isinstance(found, str):
         raise ConfigError(
             f"{folder} does not say what it was pruned from: pass it as --original MODEL"
@@ -267,6 +271,13 @@ def _original(folder: Path) -> str:
             "--original"
         )
     return found
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    from secateur.cli.config import read
+
+    config = folder / "config.yaml"
+    return dict(read(config)) if config.is_file() else {}
 
 
 def _no_download(spec: str, load: Callable[[], nn.Module]) -> Callable[[bool], nn.Module]:

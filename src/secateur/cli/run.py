@@ -122,6 +122,8 @@ def _check(folder: Path, config: Config, *, resume: bool, restart: bool) -> None
                 f"{folder} holds a run that was broken off: go on with --resume, or start anew "
                 "with --restart"
             )
+    elif is_finished(folder) and not restart:
+        _check_replaced(folder, config)
     elif folder.is_dir() and not is_finished(folder):
         others = [p.name for p in folder.iterdir() if not _is_debris(p)]
         if others:
@@ -129,6 +131,16 @@ def _check(folder: Path, config: Config, *, resume: bool, restart: bool) -> None
                 f"{folder} is not empty and holds no run of secateur ({sorted(others)[0]} is "
                 "there): choose another folder with --out"
             )
+
+
+def _check_replaced(folder: Path, config: Config) -> None:
+    """Raise a StoreError if the finished run in a folder is not this one over again."""
+    changes = configs.differences(load(folder / CONFIG), config)
+    if changes:
+        raise StoreError(
+            f"{folder} holds the results of another run ({'; '.join(changes)}): choose another "
+            "folder with --out, or replace them with --restart"
+        )
 
 
 def _is_debris(path: Path) -> bool:

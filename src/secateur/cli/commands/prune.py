@@ -36,7 +36,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--print-config", action="store_true", help="show all settings and stop")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with a run that was killed")
-    again.add_argument("--restart", action="store_true", help="forget a run that was killed")
+    again.add_argument(
+        "--restart",
+        action="store_true",
+        help="forget a run that was killed, replace one that was finished",
+    )
     flags.add(parser)
 
 
