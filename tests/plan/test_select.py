@@ -313,3 +313,16 @@ def test_what_is_left_very_narrow_is_noted(graph):
     assert made.removed == {"mid": 19}
     assert [n for n in made.notes if n.startswith("very narrow: mid keeps 1 of 20;")]
     assert not [n for n in plan(graph, amount=0.5).notes if "narrow" in n]
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        (lambda weight, stats: weight[:3], r"\(3, 6\) instead .* for each element, \(16, 6\)"),
+        (lambda weight, stats: float(weight.sum()), "float instead of a tensor"),
+    ],
+)
+def test_scores_of_another_shape_are_named(scores, said):
+    net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    with pytest.raises(ConfigError, match=said):
+        plan(trace(net, torch.randn(2, 6)), amount=0.5, criterion=scores)

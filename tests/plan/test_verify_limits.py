@@ -46,3 +46,9 @@ def test_one_tensor_given_as_three_inputs_stays_one() -> None:
     attention, x = nn.MultiheadAttention(32, 4, batch_first=True), torch.randn(2, 5, 32)
     result = sec.prune(attention, (x, x, x), amount=0.5, measure=False, progress=False)
     assert result.verification.proven and result.verification.ok
+
+
+def test_an_empty_batch_proves_nothing():
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
+    result = sec.prune(net, torch.randn(0, 6), amount=0.5, measure=False, progress=False)
+    assert not result.verification.proven and "empty" in result.verification.note

@@ -70,9 +70,21 @@ class Criterion:
     needs_of: Callable[..., Collection[str]] | None = None
 
     def __call__(self, tensor: Tensor | None = None, stats: Stats | None = None) -> Tensor:
-        """The scores, float32."""
+        """The scores, float32.
+
+        Raises:
+            ConfigError: The function gives something else than a score for each.
+        """
         given = (stats,) if self.level == "class" else (tensor, stats)
-        return self.function(*given, **self.options).float()
+        scores = self.function(*given, **self.options)
+        want = None if tensor is None else _SHAPES[self.level](tuple(tensor.shape))
+        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        if isinstance(got, str) or (want is not None and got != want):
+            raise ConfigError(
+                f"criterion {self.name} gave {got} instead of a tensor of one score for each "
+                f"{self.level}" + (f", {want}" if want is not None else "")
+            )
+        return scores.float()
 
     def with_options(self, **options: Any) -> Criterion:
         """The same criterion with other options.
@@ -91,6 +103,15 @@ class Criterion:
             accepted = _options_of(self.needs_of)
             needs = frozenset(self.needs_of(**{k: v for k, v in merged.items() if k in accepted}))
         return replace(self, options=merged, needs=needs)
+
+
+# What a criterion of each level gives a score for, of a weight of some shape.
+_SHAPES: dict[str, Callable[[tuple[int, ...]], tuple[int, ...]]] = {
+    "element": lambda shape: shape,
+    "filter": lambda shape: shape[:1],
+    "input": lambda shape: shape[1:],
+    "norm": lambda shape: shape,
+}
 
 
 def criterion(

@@ -135,10 +135,13 @@ def verify(
             False, float("nan"), tolerance, float("nan"), plan.exact, proven=False, note=str(none)
         )
     result = _of_pruned(pruned, inputs, seed)
-    if not any(t.is_floating_point() or t.is_complex() for t in reference):
+    floating = [t for t in reference if t.is_floating_point() or t.is_complex()]
+    if not any(t.numel() for t in floating):
         return Verification(
             False, float("nan"), tolerance, float("nan"), plan.exact, proven=False,
-            note="the model returns no floating-point tensor, and integers show little",
+            note="on these inputs all that the model returns is empty: give some of a whole batch"
+            if floating
+            else "the model returns no floating-point tensor, and integers show little",
         )  # fmt: skip
     error = distance(reference, result)
     change = distance(dense, reference)
