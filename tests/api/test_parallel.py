@@ -83,6 +83,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "experts that one process never sees": ("mixtral", "wanda", {"amount": 0.5}),
     "gradients": ("llama", "woodfisher", {"amount": 0.5}),
     "tuning by gradients": ("llama", "wanda", {"amount": 0.5, "tune": 2}),
+    "gradients in an MLP of experts that one process never sees": (
+        "mixtral", "sparsellm", {"amount": 0.5},
+    ),
     "no data": ("llama", "magnitude", {"amount": 0.5}),
 }  # fmt: skip
 

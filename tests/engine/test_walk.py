@@ -170,3 +170,26 @@ def test_an_output_takes_the_place_of_the_input_of_its_block(monkeypatch) -> Non
     for _ in walk(model, [(torch.ones(2, 4),)] * 5):
         pass
     assert max(held) == 6  # of five samples
+
+
+class Adds(nn.Module):
+    """A block that writes to what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.add_(1))
+
+
+def test_samples_stay_as_they_were_given() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(Adds(), Adds()), torch.randn(5, 4)
+    before = x.clone()
+    for number, step in enumerate(walk(net, [x])):
+        seen = step.gather({"gram"})
+        (layer,) = seen.layers.values()
+        inputs = before + 1 if not number else net[0].layer(before + 1).detach() + 1
+        torch.testing.assert_close(seen.stats(layer).gram, inputs.T @ inputs / 5)
+    assert torch.equal(x, before)

@@ -154,6 +154,16 @@ def test_an_aim_is_the_pseudo_inverse_when_nothing_damps() -> None:
     torch.testing.assert_close(found.aim, z.T @ torch.linalg.pinv(x).T, rtol=1e-3, atol=1e-4)
 
 
+def test_that_there_is_no_mlp_is_said() -> None:
+    torch.manual_seed(5)
+    net, data = nn.Sequential(*(nn.Linear(6, 6) for _ in range(2))), [torch.randn(20, 6)]
+    given = {"amount": 0.5, "data": data, "progress": False}
+    result = sec.sparsify(net, "sparsellm", **given)
+    assert len(result.report.notes) == 2 and "no MLP among 0.weight" in result.report.notes[0]
+    expected = sec.sparsify(net, "sparsegpt", **given).model.state_dict()
+    assert all(torch.equal(p, expected[n]) for n, p in result.model.state_dict().items())
+
+
 @pytest.mark.parametrize("options", [{"iterations": -1}, {"coupling": 0.0}])
 def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="iterations >= 0 and coupling > 0"):

@@ -177,3 +177,36 @@ def test_float16_keeps_the_gradients_of_a_wide_block() -> None:
         moved[dtype] = (after - before).detach()
     one, other = moved.values()
     assert float((one - other).norm() / one.norm()) < 0.1
+
+
+def test_errors_are_those_behind_the_tuning() -> None:
+    dense = layers()
+    result = sec.sparsify(dense, "sparsegpt", amount=0.5, data=SAMPLES, tune=2, progress=False)
+    x = torch.cat(SAMPLES)
+    for number, row in enumerate(result.report.rows):  # each layer is a block, behind those before
+        now, before = result.model[number], dense[number]
+        change = (x @ (now.weight - before.weight).T).detach()
+        naive = float(change.square().sum() / (x @ before.weight.T).detach().square().sum())
+        assert row.error == pytest.approx(naive, rel=1e-3)
+        x = now(x).detach()
+
+
+class Detached(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+def test_a_block_without_gradients_is_said_to_be_untuned() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(Detached(), nn.Linear(6, 6))
+    tuned, not_tuned = (
+        sec.sparsify(net, "wanda", amount=0.5, data=SAMPLES, tune=n, progress=False) for n in (2, 0)
+    )
+    assert len(tuned.report.notes) == 1 and "0.layer was not tuned" in tuned.report.notes[0]
+    assert torch.equal(tuned.model[0].layer.weight, not_tuned.model[0].layer.weight)
+    assert not torch.equal(tuned.model[1].weight, not_tuned.model[1].weight)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from secateur.engine.batches import labelled, run, task_loss
@@ -17,7 +16,13 @@ from secateur.engine.blocks import find_blocks
 from secateur.engine.gather import Gathered
 from secateur.engine.gradients import frozen
 from secateur.engine.products import Layer
-from secateur.engine.sequential import block_weights, standing_in, token_masks, without_cache
+from secateur.engine.sequential import (
+    block_weights,
+    copied,
+    standing_in,
+    token_masks,
+    without_cache,
+)
 from secateur.errors import DataError
 from secateur.measure.calling import device_of, evaluating, to_device, unfused
 
@@ -170,8 +175,8 @@ def _run_again(block: nn.Module) -> AbstractContextManager[None]:
     forward = block.forward
 
     def on_copies(*args: Any, **kwargs: Any) -> Any:  # blocks may add to their input in place
-        copied = tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, (args, kwargs))
-        return forward(*copied[0], **copied[1])
+        args, kwargs = copied((args, kwargs))
+        return forward(*args, **kwargs)
 
     def function(*args: Any, **kwargs: Any) -> Any:
         return checkpoint(on_copies, *args, use_reentrant=False, **kwargs)

@@ -24,7 +24,8 @@ class Row:
         layer, block: Names.
         removed, total: Weights.
         tokens: How many tokens its statistics are of.
-        error: Squared error of its output relative to the output, where the Gram matrix is known.
+        error: Squared error of its output relative to what was aimed at, behind all that was done
+            to the layer, where the Gram matrix is known.
         seconds: Of the solver.
         note: What the solver wants to be known.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from secateur.engine.blocks import Block, find_blocks
 from secateur.engine.checkpoint import load_state, save_state
-from secateur.engine.finished import Finished, Solution
+from secateur.engine.finished import Finished, Row, Solution
 from secateur.engine.gather import Gathered
 from secateur.engine.gradients import sample_gradients
 from secateur.engine.masks import MaskSet
 from secateur.engine.parallel import add_up, agreed, own, place
 from secateur.engine.products import Layer
 from secateur.engine.sequential import Propagate, Step, walk
-from secateur.engine.solve import solve_layers
+from secateur.engine.solve import lost, relative, solve_layers, wanted
 from secateur.engine.statistics import Stats
 from secateur.engine.streamed import Streamed
 from secateur.engine.target import Solver, Target
@@ -185,15 +185,20 @@ def _solve_block(step: Step, job: Job) -> Solution:
     parameters = {f"{prefix}{n}": p for n, p in step.module.named_parameters()}
     # Processes that share the work share that of a whole block, unless the next layers wait for it.
     together = groups if job.true_sequential else [[layer for g in groups for layer in g]]
+    before = {n: p.detach().clone() for n, p in weights.items()} if job.tune else {}
+    solved: list[tuple[Layer, Stats]] = []
     for number, group in enumerate(together):
         if job.true_sequential and number:
             gathered = _gather(step, job, weights, {layer.name for layer in group})
         there = [(x, gathered.stats(x)) for x in group if x.name in gathered.leader]
-        there = job.solver.coupled(there, parameters, job.target)
+        there, notes = job.solver.coupled(there, parameters, job.target)
+        done.notes += notes
+        solved += there if job.tune else []
         solve_layers(there, weights, job.solver, job.target, step.block.name, keep, done)
     done.masks = MaskSet(keep)
     if job.tune and keep:
-        tune(step, keep, job.tune)
+        done.notes += tune(step, keep, job.tune)
+        done.rows = list(_measured_anew(done.rows, solved, before, weights))
     seen = {layer.name for group in groups for layer in group}
     for name, weight in weights.items():
         if name not in seen and not any(n.startswith(f"{name}[") for n in seen):
@@ -204,6 +209,19 @@ def _solve_block(step: Step, job: Job) -> Solution:
                 share = 1 - parts / weight.numel()
                 done.notes.append(f"{share:.0%} of {name} saw no token: kept as it was")
     return done
+
+
+def _measured_anew(
+    rows: Sequence[Row],
+    layers: Sequence[tuple[Layer, Stats]],
+    before: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+) -> Iterator[Row]:
+    """Rows with the errors that layers have now; tuning is of blocks, so some may be larger."""
+    for row, (layer, stats) in zip(rows, layers, strict=True):
+        name = layer.parameter
+        aim = wanted(before[name], layer, stats)
+        yield replace(row, error=relative([lost(layer.of(weights[name]), aim, stats)]))
 
 
 def _gather(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import chain, permutations
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from secateur.engine.gram import problem
-from secateur.engine.parallel import total
+from secateur.engine.parallel import exchange, total
 from secateur.engine.products import Layer
 from secateur.engine.statistics import Stats
 
@@ -47,8 +47,8 @@ class Mlp:
 
 
 def inputs_of(stats: Stats) -> Tensor:
-    """What the layer saw in this process, ``(tokens, inputs)``."""
-    return torch.cat(stats.inputs)
+    """What the layer saw in this process, ``(tokens, inputs)``; maybe no token."""
+    return torch.cat([stats.input_mean.new_zeros(0, len(stats.input_mean)), *stats.inputs])
 
 
 def bias_of(layer: Layer, parameters: Mapping[str, Tensor]) -> Tensor:
@@ -65,23 +65,21 @@ def find_mlps(
 ) -> Iterator[Mlp]:
     """Every MLP among the layers of a block; a layer is in one at most.
 
-    A layer is the ``down`` of others if its input is what they make of theirs.
+    A layer is the ``down`` of others if its input is what they make of theirs. Experts that one
+    process saw may be new to another: all agree on what the first that finds it says.
 
     Args:
         layers: With statistics that hold ``inputs``.
         parameters: Of the block, biases too, by qualified name.
     """
-    free = list(layers)
-    for down in layers:
-        if not any(down is layer for layer in free):
-            continue
-        before = [
-            other for other in free if other is not down and other[0].shape[0] == down[0].shape[1]
-        ]
-        found = next(_fits(before, down, parameters), None)
-        if found is not None:
-            yield found
-            free = [x for x in free if not any(x is member for member in found.members)]
+    named = {member[0].name: member for member in layers}
+    free = set(named)
+    for said in chain.from_iterable(exchange(list(_found_here(layers, parameters)))):
+        gate, down, up = (named.get(name or "") for name in said[:3])
+        members = {name for name in said[:3] if name is not None}
+        if members <= free and gate is not None and down is not None:
+            free -= members
+            yield Mlp(gate, down, ACTIVATIONS[said[3]], up)
 
 
 def fitted(stats: Stats, inputs: Tensor, outputs: Tensor, damping: float) -> Stats:
@@ -100,11 +98,28 @@ def fitted(stats: Stats, inputs: Tensor, outputs: Tensor, damping: float) -> Sta
     return Stats(stats.name, tokens=stats.tokens, gram=gram, aim=aim)
 
 
+def _found_here(
+    layers: Sequence[tuple[Layer, Stats]], parameters: Mapping[str, Tensor]
+) -> Iterator[list[str | None]]:
+    """Gate, down, up (or None) and activation of each MLP that this process's inputs show."""
+    free = [(layer, stats) for layer, stats in layers if stats.inputs]
+    for down in list(free):
+        if not any(down is layer for layer in free):
+            continue
+        before = [
+            other for other in free if other is not down and other[0].shape[0] == down[0].shape[1]
+        ]
+        found = next(_fits(before, down, parameters), None)
+        if found is not None:
+            yield found
+            free = [x for x in free if x[0].name not in found[:3]]
+
+
 def _fits(
     before: Sequence[tuple[Layer, Stats]],
     down: tuple[Layer, Stats],
     parameters: Mapping[str, Tensor],
-) -> Iterator[Mlp]:
+) -> Iterator[list[str | None]]:
     there = down[1].inputs[0][:_TOKENS]
     made = {}
     for layer, stats in before:
@@ -112,16 +127,15 @@ def _fits(
         if len(x) == len(down[1].inputs[0]):
             weight = layer.of(parameters[layer.parameter]).float()
             made[layer.name] = x[:_TOKENS] @ weight.T + bias_of(layer, parameters)
-    known = [member for member in before if member[0].name in made]
-    for activation in ACTIVATIONS.values():
+    known = {layer.name: stats.inputs[0] for layer, stats in before if layer.name in made}
+    last = down[0].name
+    for activation, function in ACTIVATIONS.items():
         for gate in known:
-            if _same(activation(made[gate[0].name]), there):
-                yield Mlp(gate, down, activation)
+            if _same(function(made[gate]), there):
+                yield [gate, last, None, activation]
         for gate, up in permutations(known, 2):
-            if gate[1].inputs[0] is up[1].inputs[0] and _same(
-                activation(made[gate[0].name]) * made[up[0].name], there
-            ):
-                yield Mlp(gate, down, activation, up)
+            if known[gate] is known[up] and _same(function(made[gate]) * made[up], there):
+                yield [gate, last, up, activation]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

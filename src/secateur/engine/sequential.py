@@ -17,13 +17,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from secateur.engine.batches import inputs_of, run
 from secateur.engine.blocks import Block, find_blocks
 from secateur.engine.checkpoint import load_state, save_state
 from secateur.engine.gather import Gathered
 from secateur.errors import DataError
+from secateur.graph.forward import map_tensors
 from secateur.measure.calling import as_call, evaluating, to_device, unfused
 
 Propagate = Literal["pruned", "dense", "both"]
@@ -173,7 +173,7 @@ class Walk:
                 stack.enter_context(standing_in(self.model.get_submodule(name), stand_in))
             stack.enter_context(standing_in(module, stop))
             try:
-                run(self.model, self.samples[sample])
+                run(self.model, copied(self.samples[sample]))  # a block may write to its input
             except _ReachedError:
                 return found[0]
         raise DataError(
@@ -198,7 +198,7 @@ class Walk:
             if name != block.name:
                 yield block.name, lambda *_, value=value, **__: value
             else:
-                yield block.name, lambda *_, value=value, **__: _copied(value)
+                yield block.name, lambda *_, value=value, **__: copied(value)
 
     def gather(self, block: Block, gathered: Gathered, keep: bool = False) -> None:
         for sample in range(len(self.samples)):
@@ -310,7 +310,7 @@ def walk(
         stack.enter_context(unfused())
         stack.enter_context(without_cache(model))
         if blocks is None:
-            blocks = find_blocks(model, lambda: run(model, samples[0]))
+            blocks = find_blocks(model, lambda: run(model, copied(samples[0])))
         streams = {"pruned": ("pruned",), "dense": ("dense",), "both": ("pruned", "dense")}
         outputs = {
             stream: Outputs(stream, None if spill is None else Path(spill))
@@ -385,5 +385,6 @@ def without_cache(model: nn.Module) -> Iterator[None]:
             config.use_cache = value
 
 
-def _copied(output: Any) -> Any:
-    return tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, output)
+def copied(value: Any) -> Any:
+    """The same structure with copies of its tensors."""
+    return map_tensors(torch.clone, value)

@@ -37,21 +37,36 @@ class Part:
     def solve(self, weight: Tensor, solver: Solver) -> tuple[Solved, float, list[float]]:
         """The solution, the seconds that it took, and squared errors: of the change, of all."""
         began = time.perf_counter()
-        before = self.of(weight)
-        if "aim" in self.stats:
-            before = self.stats.aim[self.rows]
-        elif "cross" in self.stats:
-            before = aimed(before, self.stats)
+        before = wanted(weight, self.layer, self.stats, self.rows)
         target = self.target
         if target.keep is not None:
             target = Target(keep=target.keep[self.rows])
         solved = solver(before, self.stats, target)
         after = solved.weight.to(weight.dtype)
         seconds = time.perf_counter() - began
-        errors = []
-        if "gram" in self.stats:
-            errors = [layer_error(w, self.stats.gram) for w in (after - before, before)]
+        errors = lost(after, before, self.stats)
         return Solved(after, solved.keep, solved.note), seconds, errors
+
+
+def wanted(weight: Tensor, layer: Layer, stats: Stats, rows: slice = slice(None)) -> Tensor:
+    """Rows of the matrix that a layer should compute: the dense one unless there is an aim."""
+    dense = layer.of(weight)[rows]
+    if "aim" in stats:
+        return stats.aim[rows]
+    return aimed(dense, stats) if "cross" in stats else dense
+
+
+def lost(after: Tensor, before: Tensor, stats: Stats) -> list[float]:
+    """Squared errors of a layer's output, of the change and of all; nothing without a Gram."""
+    if "gram" not in stats:
+        return []
+    return [layer_error(w, stats.gram) for w in (after - before, before)]
+
+
+def relative(errors: Sequence[Sequence[float]]) -> float | None:
+    """The error of a layer, of those of its parts as ``lost`` gives them."""
+    change, whole = (sum(e[i] for e in errors if e) for i in (0, 1))
+    return None if not any(errors) else change / whole if whole > 0 else 0.0
 
 
 def split(
@@ -137,7 +152,6 @@ def _solve(
         if note:
             done.notes.append(note)
             log.warning("%s", note)
-        lost, whole = (sum(e[i] for *_, e in of_layer if e) for i in (0, 1))
         done.rows.append(
             Row(
                 name,
@@ -145,7 +159,7 @@ def _solve(
                 sum(removed for _, removed, *_ in of_layer),
                 part.layer.shape[0] * part.layer.shape[1],
                 part.stats.tokens,
-                None if "gram" not in part.stats else lost / whole if whole > 0 else 0.0,
+                relative([errors for *_, errors in of_layer]),
                 sum(seconds for *_, seconds, _ in of_layer),
                 note,
             )

@@ -69,7 +69,7 @@ class Solver:
         options: Keyword arguments of both functions.
         together: Of a method that couples layers: from all layers of a block that have statistics,
             the block's parameters by name, and the targets, to the statistics that each layer is
-            to be solved with; ``aim`` among them are the weights that it starts from.
+            to be solved with, ``aim`` among them being the weights that it starts from; and notes.
     """
 
     function: Callable[..., Solved]
@@ -82,10 +82,12 @@ class Solver:
     def __call__(self, weight: Tensor, stats: Any, target: Target) -> Solved:
         return self.function(weight, stats, target, **self.options)
 
-    def coupled(self, layers: Any, parameters: Mapping[str, Tensor], target: Any) -> Any:
-        """The layers with the statistics to solve them with, which are theirs unless coupled."""
+    def coupled(
+        self, layers: Any, parameters: Mapping[str, Tensor], target: Any
+    ) -> tuple[Any, list[str]]:
+        """The layers with the statistics to solve them with, theirs unless coupled; and notes."""
         if self.together is None:
-            return layers
+            return layers, []
         return self.together(layers, parameters, target, **self.options)
 
 

@@ -19,7 +19,7 @@ _SCALE = 4096.0  # of gradients, which float16 would lose; a power of two change
 _RATE = 0.02  # of the first moves, relative to the mean size of a matrix's weights
 
 
-def tune(step: Step, masks: Mapping[str, Tensor], passes: int) -> None:
+def tune(step: Step, masks: Mapping[str, Tensor], passes: int) -> list[str]:
     r"""Minimize $\sum_t \lVert f(x_t) - \hat f(x_t) \rVert^2 / \lVert \hat f(x_t) \rVert^2$.
 
     f is the block, $x_t$ what it sees of a token behind the pruned blocks, and $\hat f(x_t)$ what
@@ -31,6 +31,9 @@ def tune(step: Step, masks: Mapping[str, Tensor], passes: int) -> None:
         step: The pruned block; its targets were kept by ``step.gather(keep=True)``.
         masks: By parameter, True = stays; these parameters are trained, in place.
         passes: Over the samples.
+
+    Returns:
+        Notes: that nothing could be tuned, if so.
 
     Raises:
         DataError: The error is not finite.
@@ -44,14 +47,16 @@ def tune(step: Step, masks: Mapping[str, Tensor], passes: int) -> None:
         [{"params": [c], "rate": _RATE * float(c.abs().mean())} for c in copies.values()],
         betas=(0.9, 0.95), fused=True,
     )  # fmt: skip
-    total = passes * sum(numbers)
+    total, moved = passes * sum(numbers), False
     with frozen(walk.model.parameters()), differentiable(weights.values()):
         for number in range(total):
             sample, owner = divmod(number % sum(numbers), count)
             with agreed():
                 gradients = _gradients(step, sample, weights) if owner == rank else {}
+            moved |= bool(gradients)
             for name, p in weights.items():
-                mine = gradients.pop(name) if owner == rank else torch.empty_like(p.detach())
+                mine = gradients.pop(name, None) if owner == rank else torch.empty_like(p.detach())
+                mine = torch.zeros_like(p.detach()) if mine is None else mine
                 copies[name].grad = share(mine, owner).float().mul_(masks[name]).div_(_SCALE)
             progress = (number + 1) / total
             for group in optimizer.param_groups:
@@ -59,10 +64,16 @@ def tune(step: Step, masks: Mapping[str, Tensor], passes: int) -> None:
             optimizer.step()
             for name, p in weights.items():
                 p.detach().copy_(copies[name])
+    if any(exchange(moved)):
+        return []
+    return [
+        f"{step.block.name} was not tuned: what it gives does not depend on its weights with a "
+        "gradient (it may compute under torch.no_grad)"
+    ]
 
 
 def _gradients(step: Step, sample: int, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Of the error on one sample; zero where it does not depend on the weight."""
+    """Of the error on one sample, for the weights that it depends on."""
     walk = step.walk
     aim = walk.outputs["dense" if "dense" in walk.outputs else "pruned"][step.block.name, sample]
     with torch.enable_grad():
@@ -75,10 +86,9 @@ def _gradients(step: Step, sample: int, weights: Mapping[str, nn.Parameter]) -> 
             "leave the tuning out (tune=0), or run the model in float32"
         )
     if not loss.requires_grad:
-        return {name: torch.zeros_like(p) for name, p in weights.items()}
+        return {}
     found = torch.autograd.grad(scaled, list(weights.values()), allow_unused=True)
-    pairs = zip(weights.items(), found, strict=True)
-    return {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
+    return {name: g for name, g in zip(weights, found, strict=True) if g is not None}
 
 
 def error(output: Any, aim: Any, valid: Sequence[Tensor] = ()) -> Tensor:

@@ -65,10 +65,10 @@ def aims(
     coupling: float,
     block: int,
     damping: float,
-) -> list[tuple[Layer, Stats]]:
+) -> tuple[list[tuple[Layer, Stats]], list[str]]:
     r"""Give each layer of an MLP its last aim, and the Gram matrix of the input that it is for.
 
-    Minimizes over the pruned W and over z, s, p, in turn,
+    Where there is no MLP, that is said. Minimizes over the pruned W and over z, s, p, in turn,
     $\lVert z - W_u x \rVert^2 + \lVert s - W_g x \rVert^2 + \lVert y - W_d p \rVert^2
     + \gamma \lVert p - f(s) z \rVert^2$, where y is the MLP's output before pruning.
 
@@ -76,15 +76,16 @@ def aims(
         layers: Of a block, with ``gram`` and ``inputs``.
         parameters: Of the block, by qualified name.
         target: What each layer is asked for.
-        iterations: Rounds of pruning and updating.
-        coupling: $\gamma$.
-        block, damping: SparseGPT's.
+        iterations, coupling, block, damping: The method's; coupling is $\gamma$.
     """
     found = dict[str, Stats]()
     for mlp in find_mlps(layers, parameters) if iterations else ():
         last = _alternate(mlp, parameters, target, iterations, coupling, block, damping)
         found |= {layer.name: stats for (layer, _), stats in zip(mlp.members, last, strict=True)}
-    return [(layer, found.get(layer.name, stats)) for layer, stats in layers]
+    names = ", ".join(layer.name for layer, _ in layers)
+    note = f"sparsellm found no MLP among {names}: these are pruned as by sparsegpt"
+    solved = [(layer, found.get(layer.name, stats)) for layer, stats in layers]
+    return solved, [note] if iterations and not found else []
 
 
 @torch.no_grad()
@@ -125,8 +126,7 @@ def _alternate(
 
 def update_p(down: Tensor, y: Tensor, hidden: Tensor, coupling: float) -> Tensor:
     r"""$(W_d^\top W_d + \gamma I)^{-1} (W_d^\top y + \gamma f(s) z)$ for each token."""
-    system = down.T @ down
-    system.diagonal().add_(coupling)
+    system = down.T @ down + coupling * torch.eye(down.shape[1]).to(down)
     return torch.cholesky_solve((y @ down + coupling * hidden).T, torch.linalg.cholesky(system)).T
 
 
