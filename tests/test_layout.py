@@ -15,7 +15,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # From the bottom up; a part imports only from parts below its own line.
 LAYERS = (
     ("errors",),
-    ("names", "files"),
+    ("names", "files", "typed"),
     ("graph", "measure", "schedule", "zoo", "environment"),
     ("engine", "scope"),
     ("criteria", "recovery"),

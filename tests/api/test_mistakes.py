@@ -123,3 +123,31 @@ def test_missing_data_are_asked_for_in_python_and_on_the_command_line(
 def test_a_choice_of_another_type_is_a_mistake_like_any_other(name: str, value: object) -> None:
     with pytest.raises(ConfigError, match=name.removesuffix("s")):
         sec.prune(net(), torch.randn(2, 4), amount=0.5, progress=False, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("said", "how"),
+    [
+        ("criterion lp: p should be a number, not 'one'", {"criterion": ("lp", {"p": "one"})}),
+        (
+            "recovery fine-tune: steps should be a whole number or none, not 'ten'",
+            {"recovery": ("fine-tune", {"steps": "ten"})},
+        ),
+        (
+            "recovery distil: base: lr should be a number or none, not 'fast'",
+            {"recovery": ("distil", {"base": {"lr": "fast"}})},
+        ),
+        ("overrides\\['0'\\]=None must be in", {"overrides": {"0": None}}),
+    ],
+)
+def test_an_option_of_another_type_is_named(said: str, how: dict[str, object]) -> None:
+    data = [(torch.randn(4, 4), torch.tensor([0, 1, 0, 1]))]
+    with pytest.raises(ConfigError, match=said):
+        sec.prune(net(), torch.randn(2, 4), amount=0.5, data=data, progress=False, **how)
+
+
+def test_an_option_of_a_method_of_another_type_is_named() -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(ConfigError, match="method rigl: every should be a whole number, not 'now'"):
+        sec.attach(model, optimizer, "rigl", amount=0.5, steps=4, every="now")

@@ -187,6 +187,9 @@ def test_methods_lists_every_member_of_every_registry(secateur):
     lp = next(row for row in answer["criterion"] if row["name"] == "lp")
     assert lp["options"] == ["p"]
     assert secateur("methods", "scope", "--json").json == {"scope": answer["scope"]}
+    for stage in ("before", "during", "after", "runtime"):
+        rows = secateur("methods", stage, "--json").json["method"]
+        assert [row["name"] for row in rows] == sec.methods(stage)
 
 
 def test_load_check_passes_a_whole_folder_and_names_the_damage(secateur, here, tmp_path):
@@ -204,6 +207,7 @@ def test_load_check_passes_a_whole_folder_and_names_the_damage(secateur, here, t
     bad = secateur("load-check", copy)
     assert bad.code == 1
     assert "model.safetensors" in bad.err
+    assert secateur("load-check", "out", "--original", "zoo:resnet8").code == 0
     other = secateur("load-check", "out", "--model", "zoo:lenet300")
     assert other.code == 1
     assert other.err.count("\n") == 1

@@ -5,10 +5,11 @@ from dataclasses import asdict
 import pytest
 import yaml
 
-from secateur.cli import config, flags, typed
+from secateur.cli import config, flags
 from secateur.cli.main import build_parser
 from secateur.cli.yaml import dump, load, value
 from secateur.errors import ConfigError
+from secateur.typed import fits
 
 FLAGS = """--keep macs=0.5 --keep params=0.6 --method flap:scope=uniform
 --criterion lp:p=3 --scope global --ignore *.head
@@ -165,5 +166,5 @@ def test_types_are_checked_as_annotations_say():
     wrong = [(1.5, int), (True, int), (True, float), (1, bool), (1, str | None), ("ab", list[str]),
              ({"a": "b"}, Mapping[str, float]), ([1, "b"], Sequence[int]), ("z", Literal["x"]),
              ("len", Callable[[int], int] | None), (None, int)]  # fmt: skip
-    assert [typed.fits(v, kind) for v, kind in right] == [True] * len(right)
-    assert [typed.fits(v, kind) for v, kind in wrong] == [False] * len(wrong)
+    assert [fits(v, kind) for v, kind in right] == [True] * len(right)
+    assert [fits(v, kind) for v, kind in wrong] == [False] * len(wrong)

@@ -10,10 +10,11 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from secateur.cli import code, data, typed
+from secateur.cli import code, data
 from secateur.cli.yaml import dump, load
 from secateur.errors import ConfigError
 from secateur.names import unknown
+from secateur.typed import fits, words
 
 Named = str | Mapping[str, Mapping[str, Any] | None]  # taylor, or {lp: {p: 3}}
 RESERVED = ("zoo:", "torchvision:", "timm:")
@@ -119,9 +120,9 @@ def check(values: Mapping[str, Any], where: str) -> None:
         if key not in KEYS:
             raise ConfigError(f"{where}: " + unknown("key", str(key), KEYS))
         empty = value is None and _default(key) in ([], {})
-        if not empty and not typed.fits(value, HINTS[key]):
+        if not empty and not fits(value, HINTS[key]):
             kind = "a name, or a name with a mapping of options" if _named(key) else None
-            expected = kind or typed.words(HINTS[key])
+            expected = kind or words(HINTS[key])
             raise ConfigError(f"{where}: {key} should be {expected}, not {value!r}")
 
 

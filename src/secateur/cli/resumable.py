@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable, Mapping
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
 from secateur import recovery as recoveries
-from secateur.cli import typed
 from secateur.cli.arguments import pair
-from secateur.errors import ConfigError
 from secateur.recovery import Recovery
 from secateur.recovery.nested import changed
 from secateur.recovery.registry import members
@@ -44,7 +41,6 @@ def healers(
         if name == "none":
             continue
         healer = recoveries.recovery(name, **_seeded(name, options, seed))
-        _check(healer, f"recovery {name}")
         settings: dict[str, Any] = {"progress": progress, "checkpoint": folder / f"{number}-{name}"}
         result.append(changed(healer, _filling(settings | ({"loss": loss} if loss else {}))))
     return result
@@ -71,17 +67,3 @@ def _seeded(name: str, options: Mapping[str, Any], seed: int) -> dict[str, Any]:
         elif inner is not None and isinstance(result.get(entry.name, {}), Mapping):
             result[entry.name] = _seeded(inner, result.get(entry.name, {}), seed)
     return result
-
-
-def _check(healer: Any, where: str) -> None:
-    if not is_dataclass(healer):
-        return
-    hints = typing.get_type_hints(type(healer))
-    for entry in fields(healer):
-        value = getattr(healer, entry.name)
-        if isinstance(value, Recovery):
-            _check(value, f"{where}: {entry.name}")
-        elif not typed.fits(value, hints[entry.name]):
-            raise ConfigError(
-                f"{where}: {entry.name} should be {typed.words(hints[entry.name])}, not {value!r}"
-            )

@@ -16,6 +16,7 @@ from secateur import criteria
 from secateur.engine.statistics import AT_HAND, STATISTICS, Stats
 from secateur.errors import ConfigError
 from secateur.names import unknown
+from secateur.typed import check
 
 Level = Literal["element", "filter", "input", "norm", "class", "model"]
 Needs = frozenset[str] | Callable[..., Collection[str]]
@@ -90,13 +91,14 @@ class Criterion:
         """The same criterion with other options.
 
         Raises:
-            ConfigError: The criterion has no such option.
+            ConfigError: The criterion has no such option, or its value is of another type.
         """
         allowed = _options_of(self.function)
         for key in options:
             if key not in allowed:
                 has = f"it has {', '.join(allowed)}" if allowed else "it has none"
                 raise ConfigError(unknown(f"option of criterion {self.name}", key, allowed, has))
+        check(f"criterion {self.name}", self.function, options)
         merged = {**self.options, **options}
         needs = self.needs
         if self.needs_of is not None:

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from secateur.errors import ConfigError
 from secateur.names import unknown
+from secateur.typed import check
 
 Stage = Literal["before", "during", "after", "runtime", "learned"]
 STAGES = ("before", "during", "after", "runtime", "learned")
@@ -194,6 +195,7 @@ def find(which: Any, amount: float | None = None, **options: Any) -> Method:
     for key in options:
         if key not in allowed:
             raise ConfigError(unknown(f"option of method {found.name}", key, found.options()))
+    check(f"method {found.name}", found.function, options)
     if amount is not None:
         if "amount" not in allowed:
             raise ConfigError(f"method {found.name} takes no amount: its options say how much goes")

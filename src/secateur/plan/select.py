@@ -370,9 +370,9 @@ def _check_numbers(
     for what, asked, as_in in (("keep", keep, "macs"), ("overrides", overrides, "layer1.*")):
         if asked is not None and not isinstance(asked, Mapping):
             raise ConfigError(f'{what}={asked!r} must be a dict, as {{"{as_in}": 0.5}}')
-    given = {"amount": amount, **{f"overrides[{k!r}]": v for k, v in (overrides or {}).items()}}
-    for what, value in given.items():
-        if value is not None and not (_number(value) and 0 <= value < 1):
+    given = {f"overrides[{k!r}]": v for k, v in (overrides or {}).items()}
+    for what, value in (given if amount is None else {"amount": amount, **given}).items():
+        if not (_number(value) and 0 <= value < 1):
             raise ConfigError(f"{what}={value!r} must be in [0, 1): it is the fraction removed")
     for metric, value in (keep or {}).items():
         if metric not in budget.METRICS:

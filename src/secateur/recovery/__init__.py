@@ -16,6 +16,7 @@ from secateur.recovery.least_squares import LeastSquares
 from secateur.recovery.none import NoRecovery
 from secateur.recovery.registry import Recovery, member, members
 from secateur.recovery.rewind import Rewind
+from secateur.typed import check
 
 __all__ = [
     "BNRecalibrate",
@@ -46,7 +47,8 @@ def recovery(name: str | Recovery | None, **options: Any) -> Recovery:
     (``base={"epochs": 3}``).
 
     Raises:
-        ConfigError: an unknown name or option; the message names the nearest.
+        ConfigError: an unknown name or option, whose message names the nearest, or a value of
+            another type.
 
     Example:
         >>> recovery("distil", temperature=2.0, base={"epochs": 3}).base.epochs
@@ -60,6 +62,10 @@ def recovery(name: str | Recovery | None, **options: Any) -> Recovery:
         return name
     if name not in names():
         raise ConfigError(unknown("recovery", name, names()))
+    return _made(name, options, f"recovery {name}")
+
+
+def _made(name: str, options: dict[str, Any], where: str) -> Recovery:
     cls = members[name]
     known = {field.name: field for field in fields(cls)}
     for option, value in options.items():
@@ -68,5 +74,6 @@ def recovery(name: str | Recovery | None, **options: Any) -> Recovery:
         default = known[option].default
         if isinstance(value, Mapping) and isinstance(default, Recovery):
             kind = next(key for key, value_ in members.items() if value_ is type(default))
-            options[option] = recovery(kind, **value)
-    return cls(**options)
+            options[option] = _made(kind, dict(value), f"{where}: {option}")
+    check(where, cls, options)
+    return cls(**options)  # type: ignore[no-any-return]

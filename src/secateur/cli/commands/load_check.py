@@ -17,6 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="what `secateur prune` or result.save wrote")
     parser.add_argument(
         "--model",
+        "--original",  # as the other commands call it
         dest="original",
         default=argparse.SUPPRESS,
         metavar="MODEL",

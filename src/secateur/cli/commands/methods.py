@@ -7,16 +7,22 @@ import inspect
 import typing
 from typing import Any
 
-from secateur.cli import typed
 from secateur.cli.answer import Answer
+from secateur.typed import fits
 
-EXAMPLES = ("secateur methods", "secateur methods criterion --json")
+EXAMPLES = ("secateur methods", "secateur methods criterion --json", "secateur methods during")
 _KINDS = ("method", "criterion", "scope", "schedule", "recovery")
+_STAGES = ("before", "during", "after", "runtime")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Which kind to list."""
-    parser.add_argument("kind", nargs="?", choices=_KINDS, help="only this kind; default: all")
+    """Which kind, or which stage of the methods, to list."""
+    parser.add_argument(
+        "kind",
+        nargs="?",
+        choices=(*_KINDS, *_STAGES),
+        help="only this kind, or the methods of this stage; default: all",
+    )
 
 
 def run(options: argparse.Namespace) -> Answer:
@@ -26,8 +32,11 @@ def run(options: argparse.Namespace) -> Answer:
     from rich.table import Table
     from rich.text import Text
 
-    kinds = [options.kind] if options.kind else _KINDS
-    found = {kind: globals()[f"_{kind}"]() for kind in kinds}
+    if options.kind in _STAGES:
+        found = {"method": _method(options.kind)}
+    else:
+        kinds = [options.kind] if options.kind else _KINDS
+        found = {kind: globals()[f"_{kind}"]() for kind in kinds}
     tables = []
     for kind, rows in found.items():
         columns = [key for key in rows[0] if any(row[key] for row in rows)]
@@ -41,7 +50,7 @@ def run(options: argparse.Namespace) -> Answer:
     return Answer(found, Group(*tables))
 
 
-def _method() -> list[dict[str, Any]]:
+def _method(only: str | None = None) -> list[dict[str, Any]]:
     from secateur.methods.registry import STAGES, entry, names
 
     return [
@@ -52,7 +61,7 @@ def _method() -> list[dict[str, Any]]:
             "options": _options(e.function),
             "paper": e.paper,
         }
-        for stage in STAGES
+        for stage in ([only] if only else STAGES)
         for e in map(entry, names(stage))
     ]
 
@@ -112,5 +121,5 @@ def _options(what: Any) -> list[str]:
         for p in inspect.signature(what).parameters.values()
         if p.default is not p.empty
         and p.name not in ("stats", "checkpoint", "progress")
-        and any(typed.fits(value, hints.get(p.name)) for value in (1, 0.5, True, "text", ["text"]))
+        and any(fits(value, hints.get(p.name)) for value in (1, 0.5, True, "text", ["text"]))
     ]

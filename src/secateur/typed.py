@@ -1,17 +1,35 @@
-"""Whether a value fits an annotation, for what comes from YAML and from the command line."""
+"""Whether a value fits an annotation, for options that come from a call, a file or the shell."""
 
 from __future__ import annotations
 
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
+
+from secateur.errors import ConfigError
 
 _WORDS = {
     str: "text", int: "a whole number", float: "a number", bool: "true or false",
     types.NoneType: "none", Path: "a path",
 }  # fmt: skip
+
+
+def check(what: str, kind: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuse options whose values are not of the types that a function or a class says.
+
+    Raises:
+        ConfigError: A value of another type.
+    """
+    try:
+        hints = typing.get_type_hints(kind)
+    except (NameError, TypeError):  # of a user's own: a name for type checkers only, or a partial
+        return
+    for name, value in options.items():
+        if name in hints and not fits(value, hints[name]):
+            raise ConfigError(f"{what}: {name} should be {words(hints[name])}, not {value!r}")
 
 
 def fits(value: Any, kind: Any) -> bool:
@@ -39,9 +57,9 @@ def fits(value: Any, kind: Any) -> bool:
     if origin is Callable or kind is Callable:
         return callable(value)
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, Real) and not isinstance(value, bool)
     if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, Integral) and not isinstance(value, bool)
     if kind is Path:
         return isinstance(value, str | Path)
     if kind in (str, bool, types.NoneType):
