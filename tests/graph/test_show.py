@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, PlanError
 from secateur.graph import Graph, draw, repeats, trace
 from secateur.graph.show import touched
+from secateur.plan.select import plan
 
 
 @pytest.fixture(autouse=True)
@@ -298,3 +299,50 @@ def test_a_failed_write_keeps_the_old_file(graph, tmp_path, monkeypatch):
         graph.draw(path)
     assert path.read_text() == "old"
     assert [Path(p).name for p in os.listdir(tmp_path)] == ["g.svg"]
+
+
+class Masked(nn.Module):
+    """Multiplies by a tensor that is a mere attribute, which surgery cannot reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.mask = torch.ones(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x) * self.mask)
+
+
+def test_a_plain_tensor_that_locks_a_width_is_named() -> None:
+    graph = trace(Masked(), torch.randn(2, 4))
+    assert not graph.free
+    assert "plain tensor mask: register it as a buffer" in str(graph)
+    with pytest.raises(PlanError, match="plain tensor mask: register it as a buffer"):
+        plan(graph, amount=0.5)
+
+
+def test_a_registered_buffer_is_narrowed() -> None:
+    net = Masked()
+    mask = net.mask
+    del net.mask
+    net.register_buffer("mask", mask)
+    graph = trace(net, torch.randn(2, 4))
+    assert plan(graph, amount=0.5).apply().mask.shape == (4,)
+
+
+def test_an_operator_without_a_rule_is_named_when_nothing_can_be_pruned() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.ops.secateur_show.odd(self.first(x)))
+
+    @torch.library.custom_op("secateur_show::odd", mutates_args=())
+    def odd(x: Tensor) -> Tensor:
+        return x.flip(-1)
+
+    odd.register_fake(lambda x: torch.empty_like(x))
+    with pytest.raises(PlanError, match=r"there is no rule for secateur_show\.odd"):
+        plan(trace(Odd(), torch.randn(2, 4)), amount=0.5)

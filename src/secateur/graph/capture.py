@@ -162,6 +162,7 @@ class Recorder(TorchDispatchMode):
         self.consumed: set[tuple[str, int]] = set()
         self.calling = 0  # depth of the calls that Python makes; TorchScript makes none
         self.failed_in: str | None = None
+        self.attributes: dict[int, str] = {}  # plain tensors that modules hold, by their name
         self.unknown: Counter[str] = Counter()
         self.module_outputs: dict[str, Axes] = {}
         self.dispatch = Dispatch()
@@ -177,7 +178,9 @@ class Recorder(TorchDispatchMode):
 
     def axes_of(self, tensor: Tensor) -> Axes:
         if id(tensor) not in self.env:
-            self.set(tensor, [Atom(n, lock="constant") if n != 1 else one() for n in tensor.shape])
+            name = self.attributes.get(id(tensor))
+            why = f"plain tensor {name}: register it as a buffer" if name else "constant"
+            self.set(tensor, [Atom(n, lock=why) if n != 1 else one() for n in tensor.shape])
             known = not isinstance(tensor, torch._subclasses.FakeTensor)
             if known and not tensor.is_floating_point() and tensor.numel() <= _LARGEST_KNOWN:
                 self.values[id(tensor)] = tensor

@@ -182,6 +182,7 @@ def _record(
             "attribute that holds it away while the model is pruned"
         ) from error
     recorder = Recorder()
+    recorder.attributes = _plain_tensors(double)
     try:
         observe(double, recorder, lambda name: None, False)
     except Exception as error:
@@ -194,6 +195,16 @@ def _record(
         for e in axes if name not in read else ():
             lock(e, "not used by this forward")  # what it would have to agree with is not known
     return recorder, atoms, aside
+
+
+def _plain_tensors(model: nn.Module) -> dict[int, str]:
+    """The tensors that modules hold as mere attributes: surgery does not reach them."""
+    return {
+        id(value): f"{name}.{key}".lstrip(".")
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, Tensor)
+    }
 
 
 def _lock_scripted(model: nn.Module, atoms: dict[str, list[Atom]]) -> None:

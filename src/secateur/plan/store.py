@@ -168,7 +168,8 @@ def load(
     except PlanError as error:
         said = str(error).removesuffix("Trace and plan this model anew.")
         raise StoreError(
-            f"{where}: {said}Build the architecture that was pruned, with its old widths."
+            f"{where}: {said}Build the architecture that was pruned, with its old widths. "
+            "For a model that was pruned twice, save it with first.then(second) as its plan."
         ) from error
     for k, edit in enumerate(folder.plan.edits or ()):
         check_target(original, edit, f"{where}: edit {k}")
