@@ -11,7 +11,7 @@ import json
 import time
 
 from benchmarks.sparse.cell import run
-from benchmarks.sparse.design import DENSE, HAN, wanted
+from benchmarks.sparse.design import DENSE, HAN, KINDS, wanted
 from benchmarks.sparse.page import PAGE, page
 from benchmarks.sparse.store import CELLS, load
 
@@ -23,7 +23,7 @@ def main() -> None:
     """Run what is missing, write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sparse", description=__doc__)
     parser.add_argument("--only", action="append", metavar="METHOD")
-    parser.add_argument("--kind", choices=("weights", "compression", "channels", "collapse"))
+    parser.add_argument("--kind", choices=KINDS)
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--redo", action="store_true")
     parser.add_argument("--page", action="store_true")

@@ -95,10 +95,13 @@ def train(cell: Cell, limit: int | None) -> tuple[nn.Module, dict[str, Any]]:
         )  # fmt: skip
     found: dict[str, Any] = {"sparsity": 0.0, "emptied": []}
     epoch: Batches = []
+    gone: dict[str, Tensor] = {}  # what was pruned at any time
     for step in range(steps + 1):
         if step == last and handle is not None:
             result = handle.finish(remove=cell.kind == "channels", example_inputs=inputs)
             found = {"sparsity": result.masks.sparsity, "emptied": result.masks.empty()}
+            if cell.method == "autoprune":
+                found["returned"] = _returned(gone, result.masks)
             if cell.kind == "channels":
                 if not result.verification.ok:
                     raise AssertionError(f"{cell.key}: removal changed what the network computes")
@@ -117,6 +120,9 @@ def train(cell: Cell, limit: int | None) -> tuple[nn.Module, dict[str, Any]]:
         optimizer.zero_grad()
         nn.functional.cross_entropy(net(images), labels).backward()
         optimizer.step()
+        if cell.method == "autoprune" and handle is not None:
+            for name, mask in handle.masks.items():
+                gone[name] = gone[name] | ~mask if name in gone else ~mask
     found["seconds"] = round(time.process_time() - start, 1)
     found["macs"] = macs(net, inputs)[0] / dense_macs
     found["accuracy"] = accuracy(net, cell.data)
@@ -187,6 +193,12 @@ def _masks(net: nn.Module, cell: Cell, scored: Batches, inputs: Any) -> sec.Mask
     if cell.control == "reinitialised":
         reinitialised(net, None, cell.seed + 100)
     return masks
+
+
+def _returned(gone: dict[str, Tensor], kept: sec.MaskSet) -> float:
+    """The part of the weights that stay which had been pruned before."""
+    back = sum(int((gone[n] & mask).sum()) for n, mask in kept.items())
+    return back / max(sum(int(mask.sum()) for mask in kept.values()), 1)
 
 
 @torch.no_grad()

@@ -63,6 +63,16 @@ CHANNELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 # that cut at the end; the rest trains what is left.
 SETTLED = 0.75
 CUT_AT_THE_END = ("l1", "l2")
+# How much a setting matters: (method, option, its middle, amount), each times every factor.
+SENSITIVITY: tuple[tuple[str, str, float, float | None], ...] = (
+    ("autoprune", "lr", 1e-2, 0.9),
+    ("l1", "strength", 1e-2, 0.9),
+    ("autoprune", "lr", 1e-2, 0.98),
+    ("l1", "strength", 1e-2, 0.98),
+    ("autoprune", "strength", 1e-3, None),
+)
+FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
+KINDS = ("weights", "compression", "channels", "collapse", "sensitivity")
 COLLAPSE = (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998)
 
 
@@ -71,7 +81,7 @@ class Cell:
     """One run.
 
     Attributes:
-        kind: "weights", "compression", "channels" or "collapse".
+        kind: One of ``KINDS``.
         network: Of the zoo, trained from random weights.
         method: As registered, "dense" or "han".
         setting: "90.0%", "2x", "own", ...
@@ -141,12 +151,28 @@ def wanted() -> list[Cell]:
         if registry.find(name).gate is None and name != "dual_ticket"
     ]
     found += [c for data in (FASHION, MNIST) for c in _compression(data)]
+    found += [
+        sensitivity(*row, factor, seed)
+        for seed in SEEDS
+        for row in SENSITIVITY
+        for factor in FACTORS
+    ]
     for seed in SEEDS:
         for name in CONTROLLED:
             found += [weights(name, a, seed, c) for c in CONTROLS for a in TWO]
         found += [weights(n, a, seed) for n in REPRESENTATIVE for a in CURVE]
         found.append(Cell("weights", "lenet300", DENSE, "own", seed))
     return list({cell.key: cell for cell in found}.values())
+
+
+def sensitivity(
+    name: str, option: str, middle: float, amount: float | None, factor: float, seed: int
+) -> Cell:
+    """A method on single weights with one of its options moved from the middle."""
+    options: dict[str, Any] = {**_options(name), option: middle * factor}
+    options |= {} if amount is None else {"amount": amount}
+    asked = "own" if amount is None else f"{amount:.1%}"
+    return Cell("sensitivity", "lenet300", name, f"{asked} {option} x{factor:g}", seed, "", options)
 
 
 def _compression(data: str) -> list[Cell]:

@@ -23,7 +23,7 @@ def test_the_gradient_is_the_formula_whatever_the_size_of_the_weight(estimator) 
     w = torch.tensor([2.0, -0.1, 0.0, 2.0, -0.1], requires_grad=True)
     m = torch.tensor([0.3, 0.3, 0.3, -0.3, -0.3], requires_grad=True)
     g = torch.tensor([1.0, 1.0, 1.0, 0.5, 0.5])
-    Gated.apply(w, m, estimator).backward(g)
+    Gated.apply(w, m, m > 0, estimator).backward(g)
     sign = torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0])
     torch.testing.assert_close(m.grad, g * sign * SLOPES[estimator](m.detach()))
     torch.testing.assert_close(w.grad, g * torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0]))
@@ -51,6 +51,40 @@ def test_a_bilevel_run_equals_the_same_written_out() -> None:
     assert returned
     result = handle.finish()
     assert torch.equal(result.masks["weight"], m > 0)
+
+
+def test_an_amount_follows_the_cubic_schedule_and_the_choice_then_stands_still() -> None:
+    """Written out: how many stay, which, and what the weights and auxiliaries do meanwhile."""
+    options = {"amount": 0.75, "inner_optimizer": "sgd", "lr": 2.0, "end": 0.5, "settled": 0.75}
+    data, held = batches(20), batches(4, start=1)
+    net, optimizer, handle = attached(("autoprune", options), steps=20, validation=held)
+    w = layer().weight.detach().clone()
+    m = torch.full_like(w, 0.3)
+    kept = torch.ones_like(w, dtype=torch.bool)
+    chosen = []
+    for step, (x, y) in enumerate(data):
+        train(net, optimizer, [(x, y)])
+        if step / 20 < 0.75:
+            dval = gradient(w * kept, *held[step % 4])
+            new = m - 2.0 * dval * torch.where(w < 0, -1.0, 1.0) * m.sigmoid()
+        w = w - 0.1 * gradient(w * kept, x, y) * kept
+        m = new
+        gone = 0.75 * (1 - (1 - min((step + 1) / 20 / 0.5, 1.0)) ** 3)
+        stay = round(12 * (1 - gone))
+        kept = torch.zeros(12, dtype=torch.bool)
+        kept[m.flatten().argsort(descending=True)[:stay]] = True
+        kept = kept.view_as(m)
+        assert torch.equal(handle.masks["weight"], kept), step
+        torch.testing.assert_close(handle.gated.aux["weight"]["m"].detach(), m)
+        torch.testing.assert_close(net.weight.detach(), w)
+        chosen.append(kept)
+    assert [int(k.sum()) for k in chosen[9:]] == [3] * 11
+    assert all(torch.equal(k, chosen[14]) for k in chosen[14:])
+    assert any(bool((b & ~a).any()) for a, b in zip(chosen, chosen[1:], strict=False))
+    result = handle.finish()
+    assert result.masks.sparsity == 0.75
+    torch.testing.assert_close(net.weight.detach(), w * kept)
+    assert torch.equal(net.weight != 0, kept)
 
 
 def test_training_batches_never_touch_the_auxiliaries() -> None:
@@ -115,6 +149,8 @@ def test_a_resumed_run_finds_its_place_in_the_validation_data() -> None:
 def test_mistakes_are_named() -> None:
     with pytest.raises(ConfigError, match="softplus"):
         attached(("autoprune", {"estimator": "softpluss"}))
+    with pytest.raises(ConfigError, match="end=0.8, settled=0.5"):
+        attached(("autoprune", {"amount": 0.9, "end": 0.8, "settled": 0.5}))
     with pytest.raises(ConfigError, match="no auxiliaries"):
         attached("random", validation=batches(1))
     net, optimizer, _ = attached("autoprune", validation=[])

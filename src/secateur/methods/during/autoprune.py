@@ -12,6 +12,7 @@ from secateur.engine.seams import Auxiliaries, Gate, Moment, Tensors, straight_t
 from secateur.errors import ConfigError
 from secateur.methods.registry import Method, method
 from secateur.names import unknown
+from secateur.schedule.registry import find
 
 LEAK = 0.1
 # Stand-ins for the step function in the backward pass; their slopes are the coarse gradients.
@@ -35,21 +36,21 @@ def slope(estimator: str, m: Tensor) -> Tensor:
 
 
 class Gated(torch.autograd.Function):
-    r"""$t = w\,h(m)$; backward $\partial w = g\,h(m)$ and $\partial m = g\,\mathrm{sgn}(w)\,
+    r"""$t = w\,h$; backward $\partial w = g\,h$ and $\partial m = g\,\mathrm{sgn}(w)\,
     \tilde h'(m)$, with $\mathrm{sgn}(0) = 1$ lest a weight of zero never come back."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, m: Tensor, estimator: str) -> Tensor:
-        ctx.save_for_backward(weight, m)
+    def forward(ctx: Any, weight: Tensor, m: Tensor, kept: Tensor, estimator: str) -> Tensor:
+        ctx.save_for_backward(weight, m, kept)
         ctx.estimator = estimator
-        return weight * (m > 0)
+        return weight * kept
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (g,) = grads
-        weight, m = ctx.saved_tensors
+        weight, m, kept = ctx.saved_tensors
         sign = torch.where(weight < 0, -1.0, 1.0).to(m.dtype)
-        return g * (m > 0), g.to(m.dtype) * sign * slope(ctx.estimator, m), None
+        return g * kept, g.to(m.dtype) * sign * slope(ctx.estimator, m), None, None
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,17 @@ class Auxiliary(Gate):
     lr: float | None = 0.01
     optimizer: str = "adam"
     estimator: str = "softplus"
-    strength: float = 1e-2
+    strength: float = 1e-3
     initial: float = 0.3
+    settled: float = 0.75
+    scheduled: bool = False  # the number that stays follows a schedule, not from the signs of m
 
     def auxiliaries(self, name: str, weight: Tensor, generator: torch.Generator) -> Tensors:
         return {"m": torch.full_like(weight, self.initial, dtype=torch.float32)}
 
     def forward(self, weight: Tensor, aux: Tensors, mask: Tensor, moment: Moment) -> Tensor:
-        return Gated.apply(weight, aux["m"], self.estimator)
+        kept = mask if self.scheduled else aux["m"] > 0
+        return Gated.apply(weight, aux["m"], kept, self.estimator)
 
     def scores(self, weight: Tensor, aux: Tensors) -> Tensor:
         return aux["m"]
@@ -74,22 +78,25 @@ class Auxiliary(Gate):
     def keeps(self, weight: Tensor, aux: Tensors, moment: Moment) -> Tensor:
         return aux["m"].detach() > 0
 
-    def loss(self, aux: Auxiliaries, moment: Moment) -> Tensor:
+    def loss(self, aux: Auxiliaries, moment: Moment) -> Tensor | None:
+        if self.scheduled:
+            return None  # the schedule says how many go
         steps = [
             straight_through(a["m"] > 0, ESTIMATORS[self.estimator](a["m"])) for a in aux.values()
         ]
-        kept = torch.stack([h.sum() for h in steps]).sum()
-        total = sum(h.numel() for h in steps)
-        reached = moment.target > 0 and float(kept.detach()) <= (1 - moment.target) * total
-        return kept * (0 if reached else self.strength)
+        return self.strength * torch.stack([h.sum() for h in steps]).sum()
 
-    def updated(self, aux: Auxiliaries, moment: Moment) -> None:
+    def observe(self, aux: Auxiliaries, moment: Moment) -> None:
         # What does not count moves by decay alone: momentum from when it did is forgotten.
         for name, p in moment.parameters.items():
+            kept = moment.masks[name] if self.scheduled else aux[name]["m"] > 0
             slots = moment.optimizer.state.get(p, {})
             for key in ("momentum_buffer", "exp_avg"):
                 if isinstance(slots.get(key), Tensor):
-                    slots[key].mul_(aux[name]["m"] > 0)
+                    slots[key].mul_(kept)
+        if self.scheduled and moment.progress >= self.settled:
+            for of in aux.values():
+                of["m"].grad = None  # the choice stands still: what is kept is fine-tuned
 
     def harden(self, weight: Tensor, aux: Tensors, mask: Tensor, moment: Moment) -> Tensor:
         return weight * mask
@@ -100,14 +107,17 @@ def autoprune(
     amount: float | None = None,
     *,
     estimator: str = "softplus",
-    strength: float = 1e-2,
+    strength: float = 1e-3,
     lr: float = 0.01,
     inner_optimizer: str = "adam",
     initial: float = 0.3,
+    end: float = 0.5,
+    settled: float = 0.75,
 ) -> Method:
     r"""Bilevel: weights learn on training batches, auxiliaries $m$ on those of ``validation=``.
 
-    With $t = w\,h(m)$, $h = 1[m > 0]$, and $\tilde h$ the estimator,
+    With $t = w\,h$, $h = 1[m > 0]$ or, for an amount, one for the highest $m$, and $\tilde h$ the
+    estimator,
 
     $$m \leftarrow m - \eta\,(\tfrac{\partial L_{val}}{\partial t}\,\mathrm{sgn}(w)\,\tilde h'(m)
       + \mu\,\tilde h'(m)), \qquad
@@ -118,16 +128,19 @@ def autoprune(
     ``validation=`` in ``sec.attach`` the auxiliaries learn on the training batches too.
 
     Args:
-        amount: Fraction removed: $\mu$ is zero where it is reached, and at the end exactly the
-            highest $m$ stay. None leaves it to $\mu$, as in the paper.
+        amount: Fraction removed, which follows the cubic schedule, without $\mu$. None leaves it to
+            $\mu$, as in the paper.
         estimator: "softplus", "leaky_relu" (slope 0.1 below zero) or "linear".
-        strength: $\mu$, per weight.
+        strength: $\mu$, per weight; for no amount.
         lr: $\eta$ of $m$.
         inner_optimizer: Of $m$, "adam" or "sgd".
         initial: Of $m$.
+        end: Part of training after which the amount stands, if there is one.
+        settled: Part of training after which the choice stands too, and what is kept is
+            fine-tuned, as in the paper's last stage.
 
     Raises:
-        ConfigError: There is no such estimator.
+        ConfigError: There is no such estimator, or the choice settles before the amount is reached.
 
     Example:
         >>> autoprune(0.9, estimator="linear").gate.estimator
@@ -135,5 +148,10 @@ def autoprune(
     """
     if estimator not in ESTIMATORS:
         raise ConfigError(unknown("estimator", estimator, ESTIMATORS))
-    gate = Auxiliary(lr, inner_optimizer, estimator, strength, initial)
-    return Method(amount, criterion=None, scope="global", gate=gate)
+    if not 0 < end <= settled <= 1:
+        raise ConfigError(f"autoprune: end={end}, settled={settled}: 0 < end <= settled <= 1")
+    gate = Auxiliary(
+        lr, inner_optimizer, estimator, strength, initial, settled, scheduled=amount is not None
+    )
+    schedule = "one-shot" if amount is None else find("cubic", amount, end=end)
+    return Method(amount, criterion=None, scope="global", schedule=schedule, gate=gate)
