@@ -109,8 +109,8 @@ def measure(wanted: dict[str, Any], texts: dict[str, Any], dense: Encoder) -> di
     """Prune a copy, judge it by both texts.
 
     Args:
-        wanted: ``method``, and ``goal`` (of ``sec.sparsify``), or ``units`` (an amount of
-            ``sec.prune``).
+        wanted: ``method``, and ``goal`` (of ``sec.sparsify``), or ``units`` or ``blocks``
+            (an amount of ``sec.prune``).
         texts: As of ``given``.
         dense: The model; left as it is.
     """
@@ -120,12 +120,12 @@ def measure(wanted: dict[str, Any], texts: dict[str, Any], dense: Encoder) -> di
         method = None if wanted["method"] == "default" else wanted["method"]
         found = sec.sparsify(dense, method, **wanted["goal"], data=batches, progress=False)
         model, cell["sparsity"] = found.model, round(found.report.sparsity, 4)
-    elif "units" in wanted:
+    elif "units" in wanted or "blocks" in wanted:
         result = sec.prune(
             dense,
             {"input_ids": batches[0]["input_ids"][:2]},
             method=wanted["method"],
-            amount=wanted["units"],
+            amount=wanted.get("units", wanted.get("blocks")),
             data=batches,
             measure=False,
             progress=False,

@@ -24,6 +24,7 @@ from benchmarks.sparse.design import (
     TWO,
     wanted,
 )
+from benchmarks.sparse.settings import how_much_settings_matter, verdict
 
 PAGE = Path(__file__).parents[2] / "docs" / "sparse.md"
 Rows = list[dict[str, Any]]
@@ -55,8 +56,9 @@ def page(cells: dict[str, dict[str, Any]]) -> str:
     """The whole page."""
     rows = list(cells.values())
     return "\n".join([
-        *_head(set(cells)), *_weights(rows), *_curve(rows), *_claims(rows), *_controls(rows),
-        *_collapse(rows), *_compression(rows), *_channels(rows),
+        *_head(set(cells)), *_weights(rows), *_curve(rows), *_claims(rows),
+        *how_much_settings_matter(cells),
+        *_controls(rows), *_collapse(rows), *_compression(rows), *_channels(rows),
     ])  # fmt: skip
 
 
@@ -233,15 +235,6 @@ def _curve(rows: Rows) -> list[str]:
     return [*lines, f"| dense | {spread(dense)} |" + " |" * (len(CURVE) - 1), ""]
 
 
-def verdict(differences: list[float]) -> str:
-    """What seeds say of a claim: seen if all do, not seen if the mean is not above zero."""
-    if len(differences) < len(SEEDS):
-        return "not run on all seeds"
-    if mean(differences) <= 0:
-        return "**not seen**"
-    return "seen" if min(differences) > 0 else "unclear"
-
-
 def _claims(rows: Rows) -> list[str]:
     lines = [
         "## What the papers say, and what is seen here",
@@ -250,7 +243,7 @@ def _claims(rows: Rows) -> list[str]:
         "the mean is zero or has the other sign; *unclear*: some seeds disagree. These are short",
         "runs of one small network; what is not seen here may well hold where the papers looked.",
         "That tickets beat new weights under the same masks, and many rounds one, is in",
-        "[tickets.md](tickets.md). How sensitive AutoPrune and L1 are to settings was not run.",
+        "[tickets.md](tickets.md).",
         "",
         "| claim | sparsity | difference | |",
         "|---|---|---|---|",

@@ -181,6 +181,26 @@ def test_evolution_finds_the_best_pair_of_few() -> None:
     assert tuple(g.module for g in found) == best
 
 
+def test_evolution_judges_a_model_without_logits_by_its_output() -> None:
+    model, data = llama(5).model, batches(2)
+
+    def distance(names: tuple[str, ...]) -> float:
+        other = copy.deepcopy(model)
+        total = 0.0
+        with torch.no_grad(), skipping(other, [Gap(n) for n in names]):
+            for batch in data:
+                ids = batch["input_ids"]
+                p, q = (m(ids, use_cache=False).last_hidden_state for m in (model, other))
+                total += float((p - q).square().sum() / p.square().sum())
+        return total
+
+    pairs = [(f"layers.{a}", f"layers.{b}") for a, b in combinations(range(5), 2)]
+    depth = depth_of(model, [{"input_ids": batch["input_ids"]} for batch in data])
+    how = {"generations": 6, "offspring": 8, "survivors": 4}
+    found = evolve(depth, lambda gaps: len(gaps) >= 2, **how)
+    assert tuple(g.module for g in found) == min(pairs, key=distance)
+
+
 @pytest.mark.parametrize("build", [llama, gpt2])
 @pytest.mark.parametrize("method", ["shortgpt", "blockpruner"])
 def test_removal_is_proven_and_undoes_nothing_of_the_callers(
@@ -292,6 +312,7 @@ def test_a_budget_of_parameters() -> None:
         ("shortgpt", {"amount": 0.5, "schedule": "linear", "steps": 2}, ConfigError, "one step"),
         ("shortgpt", {"keep": {"macs": 0.5}}, ConfigError, "counted by parameters"),
         ("shortgpt", {"keep": {"params": 0.01}}, BudgetError, "cannot be met"),
+        ("shortgpt", {"amount": 0.1}, BudgetError, "of . blocks or parts is none"),
         ("shortgpt", {"amount": 0.5, "data": None}, sec.errors.DataError, "needs data"),
         ("sleb", {"amount": 0.9}, ConfigError, "too few blocks"),
         ("shortgpt", {"amount": 0.5, "ignore": ["layer.9"]}, ConfigError, "block or part"),

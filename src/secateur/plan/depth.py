@@ -53,7 +53,7 @@ def enough(
     Args:
         model: The dense model.
         candidates: What may go.
-        amount: Fraction of the candidates, to the nearest number.
+        amount: Fraction of the candidates, to the nearest number, which is at least one.
         keep: Or ``{"params": fraction that stays}``.
 
     Raises:
@@ -66,6 +66,11 @@ def enough(
         if not 0 <= amount < 1:
             raise ConfigError(f"amount={amount!r} must be in [0, 1): it is the fraction removed")
         count = min(round(amount * len(candidates)), len(candidates) - 1)
+        if amount and count < 1:
+            raise BudgetError(
+                f"amount={amount:.3g} of {len(candidates)} blocks or parts is none, and one has to "
+                f"stay: the least that can go is one of at least two ({1 / len(candidates):.3g})"
+            )
         return lambda gaps: len(gaps) >= count
     assert keep is not None
     if set(keep) != {"params"} or not 0 < keep["params"] <= 1:

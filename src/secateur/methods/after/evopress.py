@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from secateur.engine.batches import logits_of
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, DataError
+from secateur.graph.forward import tensors_of_output
 from secateur.methods.depth import Depth
 from secateur.methods.registry import Method, method
 from secateur.plan.gaps import Gap
@@ -28,6 +29,8 @@ def evopress(
 ) -> Method:
     """One parent; children differ from it by one to three exchanges; the best of all is the next.
 
+    How far outputs move is the divergence of the distributions that the logits say; of a model
+    without logits, as an encoder, the squared distance of what it gives, relative to the dense one.
     Children are judged on the first batch, the survivors and the parent on all of them.
 
     Args:
@@ -57,14 +60,13 @@ def evolve(
 ) -> list[Gap]:
     """The best set of gaps that was seen, in the order of the model."""
     generator = torch.Generator().manual_seed(depth.seed)
-    dense = [_log_probabilities(depth, batch, ()) for batch in depth.batches]
+    dense = [_said(depth, batch, ()) for batch in depth.batches]
     known: dict[tuple[Gaps, int], float] = {}
 
     def fitness(gaps: Gaps, batches: int) -> float:
         if (gaps, batches) not in known:
             known[gaps, batches] = sum(
-                _divergence(dense[k], _log_probabilities(depth, depth.batches[k], gaps))
-                for k in range(batches)
+                _distance(dense[k], _said(depth, depth.batches[k], gaps)) for k in range(batches)
             )
         return known[gaps, batches]
 
@@ -107,11 +109,22 @@ def _exchanged(depth: Depth, gaps: Gaps, generator: torch.Generator) -> Gaps:
     return _ordered(depth, here)
 
 
-def _log_probabilities(depth: Depth, batch: object, gaps: Sequence[Gap]) -> Tensor:
+def _said(depth: Depth, batch: object, gaps: Sequence[Gap]) -> tuple[Tensor, bool]:
+    """What the model gives, and whether that is the logarithms of a distribution."""
     with depth.without(gaps):
-        return logits_of(depth.output(batch)).float().log_softmax(-1)
+        output = depth.output(batch)
+    try:
+        return logits_of(output).float().log_softmax(-1), True
+    except DataError:
+        found = [t for t in tensors_of_output(output) if t.is_floating_point() and t.dim() > 1]
+        if not found:
+            raise
+        return found[0].float(), False
 
 
-def _divergence(dense: Tensor, pruned: Tensor) -> float:
-    """KL divergence from the dense model's distribution, mean over tokens."""
-    return float((dense.exp() * (dense - pruned)).sum(-1).mean())
+def _distance(dense: tuple[Tensor, bool], pruned: tuple[Tensor, bool]) -> float:
+    """KL divergence from the dense model's distribution, mean over tokens; else see above."""
+    (before, logarithms), (after, _) = dense, pruned
+    if logarithms:
+        return float((before.exp() * (before - after)).sum(-1).mean())
+    return float((before - after).square().sum() / before.square().sum().clamp(min=1e-30))
