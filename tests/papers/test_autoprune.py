@@ -1,6 +1,7 @@
 """AutoPrune: the custom gradient, the two streams of data, and the return of weights."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -80,7 +81,7 @@ def test_an_amount_follows_the_cubic_schedule_and_the_choice_then_stands_still()
         chosen.append(kept)
     assert [int(k.sum()) for k in chosen[9:]] == [3] * 11
     assert all(torch.equal(k, chosen[14]) for k in chosen[14:])
-    assert any(bool((b & ~a).any()) for a, b in zip(chosen, chosen[1:], strict=False))
+    assert any(bool((b & ~a).any()) for a, b in itertools.pairwise(chosen))
     result = handle.finish()
     assert result.masks.sparsity == 0.75
     torch.testing.assert_close(net.weight.detach(), w * kept)
@@ -149,7 +150,7 @@ def test_a_resumed_run_finds_its_place_in_the_validation_data() -> None:
 def test_mistakes_are_named() -> None:
     with pytest.raises(ConfigError, match="softplus"):
         attached(("autoprune", {"estimator": "softpluss"}))
-    with pytest.raises(ConfigError, match="end=0.8, settled=0.5"):
+    with pytest.raises(ConfigError, match=r"end=0\.8, settled=0.5"):
         attached(("autoprune", {"amount": 0.9, "end": 0.8, "settled": 0.5}))
     with pytest.raises(ConfigError, match="no auxiliaries"):
         attached("random", validation=batches(1))
