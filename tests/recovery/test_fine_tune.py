@@ -104,6 +104,26 @@ def test_batches_may_be_dicts_whose_output_holds_the_loss():
     torch.testing.assert_close(model.head.weight, plain.head.weight - 0.1 * plain.head.weight.grad)
 
 
+def test_a_text_classifier_learns_its_labels_and_asks_for_them():
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(
+        BertConfig(
+            hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            vocab_size=20, num_labels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        )
+    )  # fmt: skip
+    ids = torch.randint(0, 20, (8, 6))
+    with pytest.raises(DataError, match=r"labels that the model turns into output\.loss"):
+        quiet(lr=0.1).heal(model, data=[{"input_ids": ids}])
+    report = quiet(lr=0.1, epochs=20).heal(
+        model, data=[{"input_ids": ids, "labels": ids[:, 0] % 3}]
+    )
+    losses = [row["loss"] for row in report["history"]]
+    assert losses[-1] < 0.5 * losses[0]
+
+
 def test_odd_batches_are_handled_by_forward_and_loss():
     data = [SimpleNamespace(x=x, y=y) for x, y in batches()]
     with pytest.raises(DataError, match="forward=lambda"):

@@ -126,6 +126,9 @@ def labelled(model: nn.Module, batch: Any) -> Any:
         return batch
     if "labels" not in inspect.signature(model.forward).parameters:
         return batch
+    head = getattr(model, "get_output_embeddings", None)
+    if head is not None and head() is None:
+        return batch  # labels of a classifier are not tokens
     labels = batch["input_ids"]
     if "attention_mask" in batch:
         labels = labels.masked_fill(batch["attention_mask"] == 0, -100)
