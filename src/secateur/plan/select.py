@@ -269,8 +269,8 @@ def eligible(
             why.append(f"{len(ignored)} are ignored")
         if not statistical:
             why.append(f"{sum(not c.exact for c in free)} are statistical (statistical=False)")
-        why += dict.fromkeys(f"locked: {kind_of(c)}" for c in graph.classes.values() if c.locked)
-        why += [f"there is no rule for {op} (secateur.graph.rule)" for op in graph.unknown]
+        locked = dict.fromkeys(f"locked: {kind_of(c)}" for c in graph.classes.values() if c.locked)
+        why += [*locked, *(f"no rule for {op} (secateur.graph.rule)" for op in graph.unknown)]
         raise PlanError(f"nothing can be pruned: {', '.join(why)}; see print(graph)")
     return found
 
@@ -371,14 +371,11 @@ def _check_numbers(
     for what, asked, as_in in (("keep", keep, "macs"), ("overrides", overrides, "layer1.*")):
         if asked is not None and not isinstance(asked, Mapping):
             raise ConfigError(f'{what}={asked!r} must be a dict, as {{"{as_in}": 0.5}}')
-    if isinstance(amount, str) or callable(amount):
-        raise ConfigError(
-            f"amount={amount!r} is no fraction: a criterion is passed as criterion={amount!r}"
-        )
     given = {f"overrides[{k!r}]": v for k, v in (overrides or {}).items()}
     for what, value in (given if amount is None else {"amount": amount, **given}).items():
         if not (_number(value) and 0 <= value < 1):
-            raise ConfigError(f"{what}={value!r} must be in [0, 1): it is the fraction removed")
+            by = " (criterion= says by what)" if isinstance(value, str) else ""
+            raise ConfigError(f"{what}={value!r} must be in [0, 1): it is the fraction removed{by}")
     for metric, value in (keep or {}).items():
         if metric not in budget.METRICS:
             raise ConfigError(unknown("budget", metric, budget.METRICS))
