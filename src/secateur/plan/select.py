@@ -246,8 +246,7 @@ def eligible(
         if kind not in known:
             raise ConfigError(unknown("kind of class in this model", kind, {*known, "all"}))
     ignored = _matching(graph, ignore, "ignore")
-    free = list(graph.free.values())
-    parameters = {n for n, _ in graph.model.named_parameters()}
+    free, parameters = list(graph.free.values()), dict(graph.model.named_parameters())
     found = [
         c
         for c in free
@@ -269,8 +268,8 @@ def eligible(
             why.append(f"{len(ignored)} are ignored")
         if not statistical:
             why.append(f"{sum(not c.exact for c in free)} are statistical (statistical=False)")
-        locked = dict.fromkeys(f"locked: {kind_of(c)}" for c in graph.classes.values() if c.locked)
-        why += [*locked, *(f"no rule for {op} (secateur.graph.rule)" for op in graph.unknown)]
+        why += dict.fromkeys(f"locked: {kind_of(c)}" for c in graph.classes.values() if c.locked)
+        why += (f"no rule for {op} (secateur.graph.rule)" for op in graph.unknown)
         raise PlanError(f"nothing can be pruned: {', '.join(why)}; see print(graph)")
     return found
 
@@ -374,8 +373,7 @@ def _check_numbers(
     given = {f"overrides[{k!r}]": v for k, v in (overrides or {}).items()}
     for what, value in (given if amount is None else {"amount": amount, **given}).items():
         if not (_number(value) and 0 <= value < 1):
-            by = " (criterion= says by what)" if isinstance(value, str) else ""
-            raise ConfigError(f"{what}={value!r} must be in [0, 1): it is the fraction removed{by}")
+            raise ConfigError(f"{what}={value!r} must be in [0, 1): it is the fraction removed")
     for metric, value in (keep or {}).items():
         if metric not in budget.METRICS:
             raise ConfigError(unknown("budget", metric, budget.METRICS))
