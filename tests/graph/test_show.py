@@ -257,6 +257,10 @@ def test_repeated_blocks_are_drawn_once():
     assert "blocks.30.conv1\n" in text  # it differs
 
 
+def test_the_root_is_explained_by_the_table(graph):
+    assert graph.explain("") == str(graph)
+
+
 def test_names_are_escaped(tmp_path):
     net = nn.Sequential()
     net.add_module('a<b>&"c"', nn.Linear(4, 6))
