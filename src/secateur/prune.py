@@ -16,6 +16,7 @@ from torch import nn
 from secateur import criteria
 from secateur import recovery as recoveries
 from secateur import schedule as schedules
+from secateur.engine.batches import require_numbers
 from secateur.engine.order import generators_kept
 from secateur.errors import BudgetError, ConfigError, DataError, SurgeryError
 from secateur.graph import Graph, trace
@@ -145,6 +146,7 @@ def prune(
     by = criteria.find(how["criterion"])
     scored = chosen.granularity in DEPTH or bool(by.needs) or by.level == "model"
     _check_data(data, passes=len(targets) * (len(healers) + scored))
+    require_numbers(model)
     with generators_kept(() if data is None else data):
         common = {"data": data, "seed": seed, **how}
         if chosen.granularity in DEPTH:

@@ -11,10 +11,10 @@ from secateur.methods.registry import Method
 from secateur.methods.registry import names as methods
 from secateur.permute import Permuted, permute
 from secateur.plan import Plan
+from secateur.plan.masking import masked_model as masked
 from secateur.plan.select import plan
 from secateur.plan.store import load, save
 from secateur.plan.verify import Verification
-from secateur.plan.verify import masked_model as masked
 from secateur.prune import prune
 from secateur.result import Result
 from secateur.sparsify import Sparsified, sparsify

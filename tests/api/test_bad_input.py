@@ -16,7 +16,6 @@ CASES: list[tuple[dict[str, Any], type[SecateurError], str]] = [
     ({"amount": -0.1}, ConfigError, r"amount=-0.1"),
     ({"amount": float("nan")}, ConfigError, "nan"),
     ({"amount": "half"}, ConfigError, "half"),
-    ({"amount": "l2"}, ConfigError, "a criterion is passed as criterion='l2'"),
     ({"amount": None}, ConfigError, "either amount=.*or keep="),
     ({"keep": {"macs": 0.5}}, ConfigError, "either amount=.*or keep="),
     ({"amount": None, "keep": {"mac": 0.5}}, ConfigError, "did you mean 'macs'"),

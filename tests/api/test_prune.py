@@ -213,7 +213,7 @@ def test_healing_brings_accuracy_back_and_the_report_says_so(
         amount=0.4,
         criterion="taylor",
         data=loader,
-        recovery=("fine-tune", {"epochs": 5, "lr": 0.05}),
+        recovery=("fine-tune", {"epochs": 5, "lr": 0.02}),
         evaluate=accuracy,
         **QUIET,
     )

@@ -257,6 +257,10 @@ def test_repeated_blocks_are_drawn_once():
     assert "blocks.30.conv1\n" in text  # it differs
 
 
+def test_the_root_is_explained_by_the_table(graph):
+    assert graph.explain("") == str(graph)
+
+
 def test_names_are_escaped(tmp_path):
     net = nn.Sequential()
     net.add_module('a<b>&"c"', nn.Linear(4, 6))
@@ -344,5 +348,5 @@ def test_an_operator_without_a_rule_is_named_when_nothing_can_be_pruned() -> Non
         return x.flip(-1)
 
     odd.register_fake(lambda x: torch.empty_like(x))
-    with pytest.raises(PlanError, match=r"there is no rule for secateur_show\.odd"):
+    with pytest.raises(PlanError, match=r"no rule for secateur_show\.odd"):
         plan(trace(Odd(), torch.randn(2, 4)), amount=0.5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.engine.gram import aimed, layer_error, problem
+from secateur.engine.gram import aimed, inverse_factor, layer_error, problem
 from secateur.engine.statistics import Stats
 from secateur.engine.target import Target, keep_best, parse_pattern
 from secateur.errors import ConfigError, DataError
@@ -241,6 +241,15 @@ def test_dead_inputs_lose_their_weights_and_break_nothing() -> None:
     x[:, 3] = 0
     solved = sparsegpt.solve(weight, stats_of(x), Target(0.5))
     assert bool((solved.weight[:, 3] == 0).all()) and bool(solved.weight.isfinite().all())
+
+
+def test_the_factor_of_the_inverse_is_that_of_float64() -> None:
+    torch.manual_seed(0)
+    wide = torch.randn(40, 25)
+    gram = wide @ wide.T + 1e-2 * torch.eye(40)  # singular but for the damping
+    wanted = torch.linalg.cholesky(torch.linalg.inv(gram.double()), upper=True)
+    torch.testing.assert_close(inverse_factor(gram).double(), wanted, rtol=1e-2, atol=1e-3)
+    assert torch.equal(inverse_factor(gram), inverse_factor(gram).triu())
 
 
 def test_a_singular_gram_is_damped_more_and_said() -> None:

@@ -11,9 +11,10 @@ import torch
 from resumable import Noisy, build, settings
 from safetensors.torch import load_file
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 import secateur as sec
+from secateur.engine.order import epoch_batches
 from secateur.errors import StoreError
 from secateur.recovery import Distil, FineTune
 
@@ -208,3 +209,25 @@ def test_every_step_of_a_schedule_and_every_recovery_has_a_checkpoint_of_its_own
     assert 0 < len(called) < trained
     for other in (kept, resumed):
         assert all(map(torch.equal, plain.parameters(), other.parameters()))
+
+
+class Drawn(Dataset):
+    """Each item is drawn anew, by the worker that is asked for it."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        return torch.rand(2) + i
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_workers_that_live_on_draw_as_new_ones(epoch: int) -> None:
+    def loader() -> DataLoader:
+        return DataLoader(Drawn(), 2, shuffle=True, num_workers=1, persistent_workers=True)
+
+    old = loader()
+    for earlier in range(epoch):
+        list(epoch_batches(old, 3, earlier))
+    here, fresh = (torch.cat(list(epoch_batches(x, 3, epoch))) for x in (old, loader()))
+    assert torch.equal(here, fresh)

@@ -14,9 +14,9 @@ from secateur.errors import ConfigError, DataError
 from secateur.granularity.units import score
 from secateur.graph import Graph, trace
 from secateur.measure.calling import evaluating
+from secateur.plan.masking import masked_model
 from secateur.plan.plan import Plan
 from secateur.plan.select import eligible
-from secateur.plan.verify import masked_model
 from secateur.report import Curve
 
 AMOUNTS = (0.25, 0.5, 0.75, 0.9)

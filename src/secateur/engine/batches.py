@@ -61,6 +61,13 @@ def finite(tensor: Tensor) -> bool:
     return bool(torch.stack(tensor.detach().aminmax()).isfinite().all())
 
 
+def require_numbers(model: nn.Module) -> None:
+    """Refuse buffers that hold NaN, as the statistics of a batch norm that saw one."""
+    for name, t in model.named_buffers() if isinstance(model, nn.Module) else ():
+        if t.is_floating_point() and not t.is_meta and t.isnan().any():
+            raise DataError(f"the buffer {name} holds NaN: load the model's state anew")
+
+
 def require_teacher(teacher: nn.Module | None, model: nn.Module, recovery: str) -> nn.Module:
     """The dense model, or an error that says what it is for."""
     if teacher is None or teacher is model:

@@ -148,13 +148,13 @@ def _add(tensor: Tensor, where: str, tensors: dict[str, Tensor], seen: dict[Any,
     if tensor.numel() and place in seen:
         return seen[place]
     plain = _plain(tensor)
-    if any(_storage(plain) == _storage(other) for other in tensors.values()):
+    if (_storage(plain),) in seen:
         plain = plain.clone()  # another view of the same storage, which safetensors refuses
     name = where.removeprefix(".")
     while name in tensors:
         name += "'"
     tensors[name] = plain
-    seen[place] = name
+    seen[place] = seen[_storage(plain),] = name
     return name
 
 

@@ -54,7 +54,9 @@ def problem(weight: Tensor, stats: Stats, damping: float = 0.01) -> Problem:
         damped = gram + torch.diag(torch.full_like(diagonal, float(damping * 10**power * mean)))
         for precise in (False, True) if power == 5 else (False,):
             factor, info = torch.linalg.cholesky_ex(damped.double() if precise else damped)
-            if not info and factor.isfinite().all():
+            # A pivot of the size of rounding means that what is taken for a factor is noise.
+            least = 8 * torch.finfo(factor.dtype).eps * mean
+            if not info and bool(factor.diagonal().square().min() > least):
                 return Problem(weight, damped, factor.float(), note)
             note = (
                 f"{stats.name}: the Gram matrix is singular at damping {damping:g}, "
@@ -64,6 +66,20 @@ def problem(weight: Tensor, stats: Stats, damping: float = 0.01) -> Problem:
         f"the Gram matrix of {stats.name} cannot be factorized even with a damping of "
         f"{damping * 1e5:g} times its mean diagonal: look for infinite or huge activations"
     )
+
+
+def inverse_factor(gram: Tensor) -> Tensor:
+    r"""The upper triangular U with $G^{-1} = U^\top U$.
+
+    Read backwards, the Cholesky factor of G is an upper R with $G = R R^\top$, and U is its
+    inverse: nothing is squared on the way, as it would be by factorizing the inverse.
+    """
+    backwards = gram.flip(0, 1)
+    factor, info = torch.linalg.cholesky_ex(backwards)
+    if info:
+        factor = torch.linalg.cholesky(backwards.double()).to(gram.dtype)
+    one = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return torch.linalg.solve_triangular(factor.flip(0, 1), one, upper=True)
 
 
 def scaled_problem(weight: Tensor, stats: Stats, damping: float = 0.01) -> Problem:

@@ -16,7 +16,8 @@ def epoch_batches(data: Iterable[Any], seed: int, epoch: int, skip: int = 0) -> 
     """The batches of one epoch in the order of ``(seed, epoch)``, without the first ``skip``.
 
     All global generators, and those of a DataLoader and its sampler, are seeded first, and
-    ``set_epoch`` is called where there is one. The skipped batches are drawn and dropped.
+    ``set_epoch`` is called where there is one; persistent workers are started anew. The skipped
+    batches are drawn and dropped.
     """
     number = (seed * 1_000_003 + epoch) % 2**63
     torch.manual_seed(number)
@@ -27,6 +28,8 @@ def epoch_batches(data: Iterable[Any], seed: int, epoch: int, skip: int = 0) -> 
     for part in _parts(data):
         if hasattr(part, "set_epoch"):
             part.set_epoch(epoch)
+    if getattr(data, "persistent_workers", False):
+        data._iterator = None  # type: ignore[attr-defined]  # the old workers' generators ran on
     batches = iter(data)
     for _ in islice(batches, skip):
         pass

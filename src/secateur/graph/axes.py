@@ -295,24 +295,36 @@ def unify(a: Expr, b: Expr) -> bool:
             return unify(a.base, b.base)
         case (Take(), _) | (_, Take()):
             return _give_up(a, b, "a reordered axis meets one with another structure")
-        case Sum(), Sum():
-            k = min(a.terms[0].size, b.terms[0].size)
-            return _unify_halves(a, b, k)
-        case Sum(), _:
-            return _unify_halves(a, b, a.terms[0].size)
-        case _, Sum():
-            return _unify_halves(a, b, b.terms[0].size)
+        case (Sum(), _) | (_, Sum()):
+            return _unify_sums(a, b)
     return _give_up(a, b, "two axes of different structure meet")
 
 
-def _unify_halves(a: Expr, b: Expr, position: int) -> bool:
-    # Cutting one side may refine atoms of the other, so each is cut on what it has become.
-    left = cut(a, position)
-    right = cut(b, position) if left else None
-    if left is None or right is None:
-        return _give_up(a, b, "an axis is cut where its inner structure has no boundary")
-    first = unify(left[0], right[0])
-    return unify(left[1], right[1]) and first
+def _unify_sums(a: Expr, b: Expr) -> bool:
+    """Unify the terms of two sums one after the other, cut where the other's end."""
+    left, right = [a], [b]  # what is to come, the next last
+    agreed = True
+    while left and right:
+        # Cutting one side may refine atoms of the other, so each is seen as what it has become.
+        x, y = _next(left), _next(right)
+        if x.size == y.size:
+            agreed = unify(x, y) and agreed
+            continue
+        longer, rest, k = (x, left, y.size) if x.size > y.size else (y, right, x.size)
+        halves = cut(longer, k)
+        if halves is None:
+            why = "an axis is cut where its inner structure has no boundary"
+            return _give_up(concat(x, *left[::-1]), concat(y, *right[::-1]), why)
+        (right if longer is x else left).append(y if longer is x else x)
+        rest += halves[::-1]
+    return agreed
+
+
+def _next(terms: list[Expr]) -> Expr:
+    """Take the first term, which is no sum, off a list in reverse."""
+    while isinstance(first := resolve(terms.pop()), Sum):
+        terms += first.terms[::-1]
+    return first
 
 
 def _unify_products(a: Prod, b: Prod) -> bool:

@@ -25,11 +25,13 @@ def explain(graph: Graph, name: str) -> str:
 
     Args:
         graph: The graph.
-        name: Qualified name of a module, a parameter, a buffer or a class.
+        name: Qualified name of a module, a parameter, a buffer or a class; empty: the whole model.
 
     Raises:
         ConfigError: Nothing has that name; the message offers the nearest ones.
     """
+    if not name:
+        return str(graph)  # of the whole model
     tensors = _tensors(graph, name)
     if tensors:
         return _explain_tensors(graph, name, tensors)

@@ -94,12 +94,17 @@ def _goes_with(axes: Tensor, f: str, b: str) -> bool:
 
 
 def _under(axis: Axis, f: str, b: str) -> bool:
-    """True if each occurrence of f lies in a product that has b as a factor."""
+    """True if each occurrence of f lies in a product that has b as a factor before it.
+
+    What stays of f inside of b is in order of its own positions. With b the inner axis, the pruned
+    tensor would be in order of their ranks, and each rank be of another position for each b.
+    """
     match axis:
         case str():
             return axis != f
         case ("prod", *parts):
-            return b in parts or all(_under(p, f, b) for p in parts)
+            outer = parts.index(b) if b in parts else len(parts)
+            return all(_under(p, f, b) for p in parts[:outer])
         case ("sum", *parts):
             return all(_under(p, f, b) for p in parts)
         case ("take", base, _):

@@ -123,6 +123,12 @@ def _check_inputs(model: nn.Module, example_inputs: Any) -> None:
                     f"with torch.nn.utils.prune.remove(module, {key!r}) or remove_weight_norm, or "
                     "use torch.nn.utils.parametrizations"
                 )
+    for t in tensors_in(call_arguments(example_inputs))[:1]:
+        if t.dim() and not t.shape[0]:
+            raise TraceError(
+                f"example_inputs of shape {tuple(t.shape)} hold no example: what meets in "
+                "a forward shows only where there is something, so pass a batch of two"
+            )
     devices = {t.device for t in (*model.parameters(), *model.buffers())}
     inputs = {t.device for t in tensors_in(call_arguments(example_inputs))}
     if len(devices) == 1 and inputs and "meta" not in {d.type for d in devices | inputs}:

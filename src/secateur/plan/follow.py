@@ -69,13 +69,15 @@ class Seen:
 class Outcome:
     """What a replay found: the edits needed, and where it stopped, if it did.
 
-    ``strange`` counts the calls that the dense forward did not make: it took another branch. The
+    ``strange`` counts the calls that the dense forward did not make: it took another branch;
+    ``branched`` is the recorded call that was next where a call first came or was left out. The
     ``call`` of an edit is the number of a call in ``seen`` until the edits are settled.
     """
 
     edits: list[Edit] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     strange: int = 0
+    branched: FrozenCall | None = None
     failed: FrozenCall | None = None
     module: str = ""
     error: str = ""
@@ -95,13 +97,17 @@ class Mismatch(Exception):  # noqa: N818 - control flow within this file
 
 
 class Follow(TorchFunctionMode):
-    def __init__(self, plan: Plan, calls: Sequence[FrozenCall], scopes: Scopes) -> None:
+    def __init__(
+        self, plan: Plan, calls: Sequence[FrozenCall], scopes: Scopes, replaced: set[str]
+    ) -> None:
         super().__init__()
         self.plan = plan
+        self.replaced = replaced
         self.calls = calls
         self.scopes = scopes
         self.position = 0
         self.strange = 0
+        self.branched: FrozenCall | None = None
         self.edits: list[Edit] = []
         self.seen: list[Seen] = []
         # Worked out before the forward, since its modes would see every step of it.
@@ -120,6 +126,8 @@ class Follow(TorchFunctionMode):
         call = self._recorded(name, module, ranks)
         if call is None:
             self.strange += 1
+            if module not in self.replaced:
+                self.branches()
             self._see(name, (args, kwargs), (args, kwargs))
             return func(*args, **kwargs)
         recorded = Recorded(call, self.plan)
@@ -163,9 +171,16 @@ class Follow(TorchFunctionMode):
             known = call.function.replace("split", "chunk") == name.replace("split", "chunk")
             same = known and call.module == module
             if same and [len(axes) for axes in call.inputs] == ranks:
+                if k > self.position:
+                    self.branches()
                 self.position = k + 1
                 return call
         return None
+
+    def branches(self) -> None:
+        """Remember the call that was next, the first time that the forward goes another way."""
+        if self.branched is None and self.calls:
+            self.branched = self.calls[min(self.position, len(self.calls) - 1)]
 
     def _see(self, name: str, given: Any, edited: Any) -> None:
         scopes = tuple(zip(self.scopes.stack, self.scopes.entered, strict=True))
@@ -317,7 +332,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]
         ]
     if isinstance(old, dict) and isinstance(new, dict):
         return [d for k in new for d in differences(old.get(k), new[k], f"{path}/{k}")]
-    same = type(old) is type(new) and old == new
+    same = type(old) is type(new) and (old == new or (old != old and new != new))  # nan too
     return [] if same else [(path, old, new)]
 
 
@@ -334,7 +349,7 @@ def follow(graph: Graph, plan: Plan, model: nn.Module) -> Outcome:
     changed_modules = {name for name, m in model.named_modules() if isinstance(m, NarrowAttention)}
     calls = [c for c in graph.calls if c.module not in changed_modules]
     scopes = Scopes()
-    mode = Follow(plan, calls, scopes)
+    mode = Follow(plan, calls, scopes, changed_modules)
     running: list[str] = []
 
     def leave(name: str, output: Any) -> None:
@@ -358,6 +373,8 @@ def follow(graph: Graph, plan: Plan, model: nn.Module) -> Outcome:
     except Exception as error:  # noqa: BLE001 - any check of the user's forward may fail here
         outcome.module = running[0] if running else ""
         outcome.error = f"{type(error).__name__}: {error}"
+    if outcome.ok and mode.position < len(calls):
+        mode.branches()
     outcome.edits, outcome.reached, outcome.strange = mode.edits, mode.position, mode.strange
-    outcome.seen = mode.seen
+    outcome.seen, outcome.branched = mode.seen, mode.branched
     return outcome

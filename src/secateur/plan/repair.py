@@ -22,9 +22,9 @@ from typing import Any
 
 from torch import nn
 
-from secateur.errors import SurgeryError
+from secateur.errors import SecateurError, SurgeryError
 from secateur.graph.classes import Axis, classes_in
-from secateur.graph.forward import run
+from secateur.graph.forward import named_tensors, run
 from secateur.graph.forward import skeleton as copied
 from secateur.graph.graph import FrozenCall, Graph
 from secateur.plan.follow import Outcome, follow, planned, settled
@@ -52,7 +52,7 @@ def prepare(graph: Graph, plan: Plan) -> Plan:
         edits, outcome = solve(graph, plan)
         if outcome.ok:
             ready = replace(plan, edits=tuple(edits))
-            outcome.error = _not_in_training(graph, ready)
+            outcome.error = _not_in_training(graph, ready) or _another_branch(graph, ready, outcome)
         if outcome.ok:
             return ready
         blamed = _blame(graph, plan, outcome)
@@ -67,6 +67,25 @@ def prepare(graph: Graph, plan: Plan) -> Plan:
         )
         plan = plan.with_keep(kept, note)
     raise SurgeryError(f"the plan cannot be made physical: {outcome.module}: {outcome.error}")
+
+
+def _another_branch(graph: Graph, plan: Plan, outcome: Outcome) -> str:
+    """Why the way that the pruned forward takes is wrong, if it takes another than the dense one.
+
+    It may be right: keys need no repeating where one head is left. So it is looked at.
+    """
+    meta = any(t.is_meta for t in named_tensors(graph.model).values())
+    if outcome.branched is None or meta:
+        return ""
+    try:
+        proof = replace(plan, graph=graph).verify()
+        if proof.ok or not proof.proven:
+            return ""
+        why = "at its new size it takes another branch, which gives something else"
+    except SecateurError as error:
+        why = str(error)
+    outcome.failed, outcome.module = outcome.branched, outcome.branched.module
+    return why
 
 
 def _not_in_training(graph: Graph, plan: Plan) -> str:

@@ -246,8 +246,7 @@ def eligible(
         if kind not in known:
             raise ConfigError(unknown("kind of class in this model", kind, {*known, "all"}))
     ignored = _matching(graph, ignore, "ignore")
-    free = list(graph.free.values())
-    parameters = {n for n, _ in graph.model.named_parameters()}
+    free, parameters = list(graph.free.values()), dict(graph.model.named_parameters())
     found = [
         c
         for c in free
@@ -270,7 +269,7 @@ def eligible(
         if not statistical:
             why.append(f"{sum(not c.exact for c in free)} are statistical (statistical=False)")
         why += dict.fromkeys(f"locked: {kind_of(c)}" for c in graph.classes.values() if c.locked)
-        why += [f"there is no rule for {op} (secateur.graph.rule)" for op in graph.unknown]
+        why += (f"no rule for {op} (secateur.graph.rule)" for op in graph.unknown)
         raise PlanError(f"nothing can be pruned: {', '.join(why)}; see print(graph)")
     return found
 
@@ -371,10 +370,6 @@ def _check_numbers(
     for what, asked, as_in in (("keep", keep, "macs"), ("overrides", overrides, "layer1.*")):
         if asked is not None and not isinstance(asked, Mapping):
             raise ConfigError(f'{what}={asked!r} must be a dict, as {{"{as_in}": 0.5}}')
-    if isinstance(amount, str) or callable(amount):
-        raise ConfigError(
-            f"amount={amount!r} is no fraction: a criterion is passed as criterion={amount!r}"
-        )
     given = {f"overrides[{k!r}]": v for k, v in (overrides or {}).items()}
     for what, value in (given if amount is None else {"amount": amount, **given}).items():
         if not (_number(value) and 0 <= value < 1):

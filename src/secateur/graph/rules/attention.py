@@ -34,6 +34,7 @@ def attention(op: Op) -> Any:
         op.statistical(op.axes(q)[-1], "attention over values that masking does not make zero")
     unify(op.axes(k)[-2], op.axes(v)[-2])
     op.statistical(op.axes(k)[-2], "softmax")
+    repeated = []  # axes of the queries that the values lack
     for i in range(q.dim() - 2):
         unify(op.axes(k)[i], op.axes(v)[i])
         eq, ek = op.axes(q)[i], op.axes(k)[i]
@@ -45,6 +46,7 @@ def attention(op: Op) -> Any:
                 return None
             unify(split[0], ek)
             op.role(split[1], "query")
+            repeated.append(split[1])
     mask = op.given.get("attn_mask", op.given.get("attn_bias"))
     full = [*op.axes(q)[:-1], op.axes(k)[-2]]
     if isinstance(mask, Tensor):
@@ -55,7 +57,8 @@ def attention(op: Op) -> Any:
     if q.dim() > 2:
         op.role(result[-3], "head")
     op.role(result[-1], "head_dim")
-    op.zero = op.is_zero(v) and locked(result[-2])
+    # A query that is zero looks everywhere alike, which gives the mean of the values.
+    op.zero = op.is_zero(v) and all(locked(e) for e in (result[-2], *repeated))
     # Two products, q k' and then v: their sizes add along the head dims.
     op.record.work = (*op.axes(q)[:-1], Sum((op.axes(q)[-1], op.axes(v)[-1])), op.axes(k)[-2])
     if isinstance(op.result, Tensor):

@@ -111,6 +111,7 @@ def scatter(op: Op) -> Axes:
     """Along ``dim`` data decide where to write; the other axes are the same in all operands."""
     x = op.arg("self")
     dim = op.arg("dim") % max(x.dim(), 1)
+    op.lock(op.axes(x)[dim], "scattered")
     others = [t for n in ("src", "source", "index") if isinstance(t := op.given.get(n), Tensor)]
     for t in others:
         if t.dim() != x.dim():

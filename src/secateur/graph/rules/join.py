@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from secateur.graph.axes import Axes, Expr, Take, concat, cut, one, peel, resolve, unify
+from secateur.graph.axes import Axes, Expr, Take, concat, cut, locked, one, peel, resolve, unify
 from secateur.graph.rules import aten, rule
 
 if TYPE_CHECKING:
@@ -161,6 +161,8 @@ def pad(op: Op) -> Axes:
             ends = [op.fixed(n, "padding") for n in (before, after)]
             axes[dim] = concat(*(p for p in (ends[0], axes[dim], ends[1]) if p.size))
             continue
+        others = [e for i, e in enumerate(axes) if i != dim]
+        op.zero = op.zero and (value == 0 or all(locked(e) for e in others))
         parts = [_padding(op, before, value), axes[dim], _padding(op, after, value)]
         axes[dim] = concat(*(p for p in parts if p is not None and p.size))
     return axes

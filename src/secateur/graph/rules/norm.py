@@ -68,7 +68,10 @@ def layer_norm(op: Op) -> Any:
 
 @rule(aten.native_group_norm, aten.group_norm)
 def group_norm(op: Op) -> Any:
-    """Statistics per group, C = Prod(G, C/G): whole groups go exactly, single channels do not."""
+    """Statistics per group, C = Prod(G, C/G), and over what comes after the channels.
+
+    Whole groups go exactly, single channels or positions do not.
+    """
     x = op.arg("input")
     groups = op.arg("group", op.arg("num_groups"))
     for name in ("weight", "bias"):
@@ -81,6 +84,8 @@ def group_norm(op: Op) -> Any:
         if split is None:
             return None
         op.statistical(split[1], "group norm")
+    for e in op.axes(x)[2:]:
+        op.statistical(e, "group norm")
     others = [e for i, e in enumerate(op.axes(x)) if i != 1]
     op.zero = isinstance(op.given.get("weight"), Tensor) and all(locked(e) for e in others)
     return _rest(op, op.axes(x))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # f(0) = 0: masked positions stay zero through these.
 _KEEPS_ZERO = {
     "abs", "add", "alias", "asin", "atan", "bernoulli", "celu", "clone", "contiguous", "copy",
-    "elu", "erf", "expm1", "floor", "ceil", "round", "gelu", "hardswish", "hardtanh", "leaky_relu",
+    "elu", "erf", "expm1", "floor", "ceil", "round", "gelu", "hardswish", "leaky_relu",
     "log1p", "mish", "native_dropout", "neg", "nan_to_num", "relu", "relu6", "rsub", "selu", "sgn",
     "sign", "silu", "sin", "sinh", "softshrink", "hardshrink", "sqrt", "square", "sub", "tan",
     "tanh", "to_copy", "trunc", "view_as_real", "view_as_complex", "real", "imag", "conj", "_conj",
@@ -73,8 +73,8 @@ def stays_zero(op: Op, tensors: list[Tensor], result: Axes) -> bool:
     if name == "pow":
         exponent = op.given.get("exponent")
         return isinstance(exponent, int | float) and exponent > 0 and op.is_zero(tensors[0])
-    if name in ("clamp", "clamp_min", "clamp_max"):
-        low, high = op.given.get("min"), op.given.get("max")
+    if name in ("clamp", "clamp_min", "clamp_max", "hardtanh"):
+        low, high = (op.given.get(n, op.given.get(f"{n}_val")) for n in ("min", "max"))
         numbers = all(v is None or isinstance(v, int | float) for v in (low, high))
         within = numbers and (low is None or low <= 0) and (high is None or high >= 0)
         return bool(within) and op.is_zero(tensors[0])
@@ -84,6 +84,8 @@ def stays_zero(op: Op, tensors: list[Tensor], result: Axes) -> bool:
     if name in ("addcmul", "addcdiv"):
         return all(clean(op, t, result) for t in tensors[:2])
     if name in ("add", "sub", "rsub", "maximum", "minimum") and _scalar_shift(op):
+        return False
+    if name == "bernoulli" and op.given.get("p") is not None:
         return False
     if name == "where":
         tensors = tensors[1:]
@@ -169,7 +171,7 @@ def copy_(op: Op) -> Axes:
 
 @rule(aten.fill_, aten.zero_, aten.normal_, aten.uniform_, aten.fill, aten.zero)
 def fill_(op: Op) -> Axes:
-    value = op.given.get("value", 0)
+    value = op.given.get("value")
     op.zero = op.name.startswith("zero") or (isinstance(value, int | float) and value == 0)
     return op.axes(op.arg("self"))
 

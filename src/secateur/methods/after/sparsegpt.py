@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateur.engine.gram import problem
+from secateur.engine.gram import inverse_factor, problem
 from secateur.engine.statistics import Stats
 from secateur.engine.target import ROWWISE, Solved, Solver, Target, keep_best
 from secateur.errors import ConfigError
@@ -71,7 +71,7 @@ def solve(
             f"{stats.name}: blocks of {block} and {columns} inputs must be multiples of {group}, "
             "the group of the pattern: choose another block, or ignore= this layer"
         )
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(here.cholesky), upper=True)
+    upper = inverse_factor(here.gram)
     scale = upper.diagonal()
     rounded = _rounding(w, bits)
     w = w.T.contiguous()  # a column of the weight is a row here

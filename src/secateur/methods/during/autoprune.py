@@ -81,10 +81,9 @@ class Auxiliary(Gate):
     def loss(self, aux: Auxiliaries, moment: Moment) -> Tensor | None:
         if self.scheduled:
             return None  # the schedule says how many go
-        steps = [
-            straight_through(a["m"] > 0, ESTIMATORS[self.estimator](a["m"])) for a in aux.values()
-        ]
-        return self.strength * torch.stack([h.sum() for h in steps]).sum()
+        soft = ESTIMATORS[self.estimator]
+        kept = [straight_through(a["m"] > 0, soft(a["m"])).sum() for a in aux.values()]
+        return self.strength * torch.stack(kept).sum()
 
     def observe(self, aux: Auxiliaries, moment: Moment) -> None:
         # What does not count moves by decay alone: momentum from when it did is forgotten.
@@ -116,8 +115,7 @@ def autoprune(
 ) -> Method:
     r"""Bilevel: weights learn on training batches, auxiliaries $m$ on those of ``validation=``.
 
-    With $t = w\,h$, $h = 1[m > 0]$ or, for an amount, one for the highest $m$, and $\tilde h$ the
-    estimator,
+    With $t = w\,h$, $h = 1[m > 0]$ (for an amount: $m$ among the highest), estimator $\tilde h$,
 
     $$m \leftarrow m - \eta\,(\tfrac{\partial L_{val}}{\partial t}\,\mathrm{sgn}(w)\,\tilde h'(m)
       + \mu\,\tilde h'(m)), \qquad
@@ -128,19 +126,16 @@ def autoprune(
     ``validation=`` in ``sec.attach`` the auxiliaries learn on the training batches too.
 
     Args:
-        amount: Fraction removed, which follows the cubic schedule, without $\mu$. None leaves it to
-            $\mu$, as in the paper.
+        amount: Fraction removed, along a cubic schedule. None leaves it to $\mu$, as in the paper.
         estimator: "softplus", "leaky_relu" (slope 0.1 below zero) or "linear".
-        strength: $\mu$, per weight; for no amount.
+        strength: $\mu$, per weight, where there is no amount.
         lr: $\eta$ of $m$.
         inner_optimizer: Of $m$, "adam" or "sgd".
         initial: Of $m$.
-        end: Part of training after which the amount stands, if there is one.
-        settled: Part of training after which the choice stands too, and what is kept is
-            fine-tuned, as in the paper's last stage.
+        end, settled: Parts of training after which the amount, and the choice, stand.
 
     Raises:
-        ConfigError: There is no such estimator, or the choice settles before the amount is reached.
+        ConfigError: There is no such estimator, or ``settled`` is before ``end``.
 
     Example:
         >>> autoprune(0.9, estimator="linear").gate.estimator
@@ -150,8 +145,6 @@ def autoprune(
         raise ConfigError(unknown("estimator", estimator, ESTIMATORS))
     if not 0 < end <= settled <= 1:
         raise ConfigError(f"autoprune: end={end}, settled={settled}: 0 < end <= settled <= 1")
-    gate = Auxiliary(
-        lr, inner_optimizer, estimator, strength, initial, settled, scheduled=amount is not None
-    )
+    gate = Auxiliary(lr, inner_optimizer, estimator, strength, initial, settled, amount is not None)
     schedule = "one-shot" if amount is None else find("cubic", amount, end=end)
     return Method(amount, criterion=None, scope="global", schedule=schedule, gate=gate)
