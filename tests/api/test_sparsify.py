@@ -80,6 +80,9 @@ def test_without_a_method_layers_lose_what_the_loss_feels_least() -> None:
     assert result.report.method == "admm"
     assert result.report.sparsity == pytest.approx(0.5, abs=1e-3)
     assert len({row.removed / row.total for row in result.report.rows}) > 5
+    for data in ([b["input_ids"] for b in batches()], [(b["input_ids"],) for b in batches()]):
+        bare = sec.sparsify(llama(), amount=0.5, data=data, progress=False)
+        assert bare.masks == result.masks
     pattern = sec.sparsify(llama(), pattern="2:4", data=batches(), progress=False)
     assert {row.removed / row.total for row in pattern.report.rows} == {0.5}
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))

@@ -121,15 +121,23 @@ def logits_of(output: Any) -> Tensor:
 
 
 def labelled(model: nn.Module, batch: Any) -> Any:
-    """A text is its own target, padding apart, for a model that takes labels."""
-    if not isinstance(batch, Mapping) or "labels" in batch or "input_ids" not in batch:
+    """A text is its own target, padding apart, for a model that takes labels and gives tokens.
+
+    The ids may come bare, or alone in a tuple, as a ``TensorDataset`` gives them.
+    """
+    alone = batch[0] if isinstance(batch, tuple | list) and len(batch) == 1 else batch
+    bare = isinstance(alone, Tensor) and alone.dtype in (torch.int64, torch.int32)
+    text = {"input_ids": alone} if bare else batch
+    if not isinstance(text, Mapping) or "labels" in text or "input_ids" not in text:
         return batch
-    if "labels" not in inspect.signature(model.forward).parameters:
+    tokens_from = getattr(model, "get_output_embeddings", lambda: None if bare else model)
+    wanted = {"labels", "input_ids"} if bare else {"labels"}
+    if tokens_from() is None or not wanted <= inspect.signature(model.forward).parameters.keys():
         return batch
-    labels = batch["input_ids"]
-    if "attention_mask" in batch:
-        labels = labels.masked_fill(batch["attention_mask"] == 0, -100)
-    return {**batch, "labels": labels}
+    labels = text["input_ids"]
+    if "attention_mask" in text:
+        labels = labels.masked_fill(text["attention_mask"] == 0, -100)
+    return {**text, "labels": labels}
 
 
 def task_loss(output: Any, batch: Any, loss: Loss | None = None) -> Tensor:
