@@ -16,13 +16,16 @@ Forward = Callable[[nn.Module, Any], Any]
 Loss = Callable[[Any, Any], Tensor]
 
 
-def require(data: Iterable[Any] | None, recovery: str) -> Iterable[Any]:
-    """The data, or an error that says who needs them."""
+def require(
+    data: Iterable[Any] | None, recovery: str, argument: str | None = None
+) -> Iterable[Any]:
+    """The data, or an error that says who needs them, and as what argument if only in Python."""
     if data is None or not isinstance(data, Iterable):
+        give = "give a DataLoader" if argument is None else f"give {argument}, a DataLoader"
+        command = " (on the command line --data FILE.py:loaders)" if argument is None else ""
         raise DataError(
-            f"{recovery} needs data, got {type(data).__name__}: give a DataLoader or a list of "
-            "batches, each (inputs..., target) or a dict of keyword inputs (on the command line "
-            "--data FILE.py:loaders)."
+            f"{recovery} needs data, got {type(data).__name__}: {give} or a list of batches, each "
+            f"(inputs..., target) or a dict of keyword inputs{command}."
         )
     return data
 
