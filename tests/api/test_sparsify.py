@@ -119,6 +119,16 @@ def test_a_method_that_takes_no_pattern_says_so() -> None:
         sec.sparsify(llama(), "threshold", pattern="2:4", progress=False)
 
 
+@pytest.mark.parametrize("method", [None, "magnitude", "wanda", "sparsegpt"])
+def test_a_layer_that_a_pattern_does_not_fit_is_named(method: str | None) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3))
+    how: dict = {"pattern": "2:4", "data": [torch.randn(4, 3, 8, 8)], "progress": False}
+    with pytest.raises(ConfigError, match=r"^0\.weight: 27 inputs .*ignore=\['0\.weight'\]"):
+        sec.sparsify(net, method, **how)
+    assert sec.sparsify(net, method, ignore=["0.weight"], **how).report.sparsity == 0.5
+
+
 def test_updates_make_up_for_what_the_same_mask_loses() -> None:
     errors = []
     for method in (("sparseswaps", {"swaps": 0}), "reconstruct"):  # both have Wanda's mask
