@@ -34,6 +34,7 @@ from secateur.plan.depth import depth_plan, enough
 from secateur.plan.plan import Plan
 from secateur.plan.replan import replan, shrink
 from secateur.plan.select import plan as make_plan
+from secateur.plan.show import unmoved
 from secateur.plan.timing import kept_to
 from secateur.plan.verify import Verification
 from secateur.recovery import Recovery
@@ -198,7 +199,7 @@ def prune(
             proof = _proven(plan, model, plan.apply(model))
         cost = _measured(made, example_inputs, model, measure)
     note = carry(made, plan)
-    notes = (note, kept_to(keep or {}, cost))
+    notes = (note, unmoved(plan, amount, keep), kept_to(keep or {}, cost))
     plan = replace(plan, notes=(*plan.notes, *filter(None, notes)))
     if healers:
         seen = replace(seen, healed_weights=weights_of(made, like=seen.dense_weights))

@@ -44,6 +44,13 @@ def test_rounding_to_the_nearest_width_is_no_shortage() -> None:
         assert sec.plan(sec.trace(net(), X), amount=amount, round_to=step).notes == ()
 
 
+def test_an_amount_of_less_than_a_unit_is_noted() -> None:
+    notes = sec.prune(net(), X, amount=0.01, measure=False).plan.notes
+    assert any("nothing was removed: amount=0.01" in note and "16 units" in note for note in notes)
+    for amount in (0.0, 0.25):
+        assert sec.prune(net(), X, amount=amount, measure=False).plan.notes == ()
+
+
 @pytest.mark.parametrize("x", [X.double(), X.long()])
 def test_inputs_of_a_type_that_the_model_does_not_take(x: torch.Tensor) -> None:
     with pytest.raises(TraceError, match=r"does not run on the example inputs.*dtype"):

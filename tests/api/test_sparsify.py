@@ -80,6 +80,9 @@ def test_without_a_method_layers_lose_what_the_loss_feels_least() -> None:
     assert result.report.method == "admm"
     assert result.report.sparsity == pytest.approx(0.5, abs=1e-3)
     assert len({row.removed / row.total for row in result.report.rows}) > 5
+    for data in ([b["input_ids"] for b in batches()], [(b["input_ids"],) for b in batches()]):
+        bare = sec.sparsify(llama(), amount=0.5, data=data, progress=False)
+        assert bare.masks == result.masks
     pattern = sec.sparsify(llama(), pattern="2:4", data=batches(), progress=False)
     assert {row.removed / row.total for row in pattern.report.rows} == {0.5}
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -114,6 +117,16 @@ def test_the_default_runs_where_a_decoder_caches_what_it_reads_of_the_encoder() 
 def test_a_method_that_takes_no_pattern_says_so() -> None:
     with pytest.raises(ConfigError, match="threshold takes no pattern"):
         sec.sparsify(llama(), "threshold", pattern="2:4", progress=False)
+
+
+@pytest.mark.parametrize("method", [None, "magnitude", "wanda", "sparsegpt"])
+def test_a_layer_that_a_pattern_does_not_fit_is_named(method: str | None) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3))
+    how: dict = {"pattern": "2:4", "data": [torch.randn(4, 3, 8, 8)], "progress": False}
+    with pytest.raises(ConfigError, match=r"^0\.weight: 27 inputs .*ignore=\['0\.weight'\]"):
+        sec.sparsify(net, method, **how)
+    assert sec.sparsify(net, method, ignore=["0.weight"], **how).report.sparsity == 0.5
 
 
 def test_updates_make_up_for_what_the_same_mask_loses() -> None:

@@ -75,6 +75,19 @@ def test_what_cannot_be_narrowed_or_is_of_another_model_is_one_clear_error() -> 
         plan.apply_optimizer(plan.apply(model), optimizer)
 
 
+def test_the_dense_model_and_another_one_are_refused_and_momenta_stay() -> None:
+    model, optimizer, _ = trained(torch.optim.Adam)
+    plan = sec.plan(sec.trace(model, X), amount=0.5)
+    before = {p: dict(slots) for p, slots in optimizer.state.items()}
+    with pytest.raises(PlanError, match=r"0.weight has shape \(16, 6\).*makes \(8, 6\)"):
+        plan.apply_optimizer(model, optimizer)
+    with pytest.raises(PlanError, match="no such parameter"):
+        plan.apply_optimizer(nn.ModuleDict({"module": model}), optimizer)
+    for p, slots in before.items():
+        assert all(optimizer.state[p][key] is value for key, value in slots.items())
+    plan.apply_optimizer(plan.apply(model, inplace=True), optimizer)
+
+
 def test_memory_formats_stay() -> None:
     net: nn.Module = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3))
     x = torch.randn(2, 3, 9, 9)

@@ -134,6 +134,18 @@ def test_device_says_where_the_model_goes(folder):
     assert all(t.is_meta for t in named_tensors(loaded).values())
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64, "float16"])
+def test_a_dtype_that_cannot_hold_weights_is_refused(dtype, folder):
+    with pytest.raises(StoreError, match=r"dtype=.*give a floating type"):
+        load(build("plain"), folder("plain"), dtype=dtype)
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99", 3.5])
+def test_a_device_that_is_not_there_is_named(device, folder):
+    with pytest.raises(StoreError, match=r"device=.* cannot be used here"):
+        load(build("plain"), folder("plain"), device=device)
+
+
 def test_the_dtype_that_was_saved_comes_back(tmp_path, pruned):
     model, plan, _ = pruned("plain")
     half = plan.apply(model).to(torch.bfloat16)

@@ -312,7 +312,8 @@ def test_a_budget_of_parameters() -> None:
         ("shortgpt", {"amount": 0.5, "schedule": "linear", "steps": 2}, ConfigError, "one step"),
         ("shortgpt", {"keep": {"macs": 0.5}}, ConfigError, "counted by parameters"),
         ("shortgpt", {"keep": {"params": 0.01}}, BudgetError, "cannot be met"),
-        ("shortgpt", {"amount": 0.1}, BudgetError, "of . blocks or parts is none"),
+        ("shortgpt", {"amount": 0.1}, BudgetError, "none of the 4 blocks.*removes one is 0.126"),
+        ("blockpruner", {"amount": 0.05}, BudgetError, "none of the 8 .*removes one is 0.063"),
         ("shortgpt", {"amount": 0.5, "data": None}, sec.errors.DataError, "needs data"),
         ("sleb", {"amount": 0.9}, ConfigError, "too few blocks"),
         ("shortgpt", {"amount": 0.5, "ignore": ["layer.9"]}, ConfigError, "block or part"),
@@ -323,6 +324,12 @@ def test_what_cannot_be_is_one_clear_error(
 ) -> None:
     with pytest.raises(error, match=words):
         prune(llama(4), method, **how)
+
+
+def test_the_least_amount_that_is_named_removes_one() -> None:
+    assert len(dropped(prune(llama(4), "shortgpt", amount=0.126))) == 1
+    whole = prune(llama(4), "shortgpt", keep={"params": 0.99})
+    assert not dropped(whole) and any("nothing was removed" in n for n in whole.plan.notes)
 
 
 def test_what_has_no_blocks_or_no_sums_is_told() -> None:

@@ -6,8 +6,10 @@ import pytest
 import torch
 from tiny import batches, llama, tokens
 from torch import Tensor, nn
+from transformers import LlamaForSequenceClassification
 
 import secateur as sec
+from secateur.errors import DataError
 
 QUIET: dict[str, Any] = {"progress": False, "measure": False}
 INPUTS = {"input_ids": tokens()}
@@ -58,10 +60,19 @@ def test_a_text_is_its_own_label(how: dict[str, Any]) -> None:
     """As for ``sec.sparsify``: where there are no labels the tokens are."""
     bare = [{"input_ids": batch["input_ids"]} for batch in batches(2)]
     both = [{**batch, "labels": batch["input_ids"]} for batch in bare]
+    ids = [batch["input_ids"] for batch in bare]
     model = llama(4)
-    one, other = (
+    one, *others = (
         sec.prune(model, INPUTS, **{"amount": 0.25, **how}, data=data, **QUIET).model
-        for data in (bare, both)
+        for data in (both, bare, ids, [[t] for t in ids])
     )
-    for a, b in zip(one.parameters(), other.parameters(), strict=True):
-        assert torch.equal(a, b)
+    for other in others:
+        for a, b in zip(one.parameters(), other.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_tokens_are_no_labels_of_a_classifier() -> None:
+    model = LlamaForSequenceClassification(llama(2).config).eval()
+    for data in ([{"input_ids": tokens()}], [tokens()]):
+        with pytest.raises(DataError, match="no loss follows from the batch"):
+            sec.prune(model, INPUTS, amount=0.25, recovery="fine-tune", data=data, **QUIET)

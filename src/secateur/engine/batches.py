@@ -16,13 +16,16 @@ Forward = Callable[[nn.Module, Any], Any]
 Loss = Callable[[Any, Any], Tensor]
 
 
-def require(data: Iterable[Any] | None, recovery: str) -> Iterable[Any]:
-    """The data, or an error that says who needs them."""
+def require(
+    data: Iterable[Any] | None, recovery: str, argument: str | None = None
+) -> Iterable[Any]:
+    """The data, or an error that says who needs them, and as what argument if only in Python."""
     if data is None or not isinstance(data, Iterable):
+        give = "give a DataLoader" if argument is None else f"give {argument}, a DataLoader"
+        command = " (on the command line --data FILE.py:loaders)" if argument is None else ""
         raise DataError(
-            f"{recovery} needs data, got {type(data).__name__}: give a DataLoader or a list of "
-            "batches, each (inputs..., target) or a dict of keyword inputs (on the command line "
-            "--data FILE.py:loaders)."
+            f"{recovery} needs data, got {type(data).__name__}: {give} or a list of batches, each "
+            f"(inputs..., target) or a dict of keyword inputs{command}."
         )
     return data
 
@@ -128,18 +131,23 @@ def logits_of(output: Any) -> Tensor:
 
 
 def labelled(model: nn.Module, batch: Any) -> Any:
-    """A text is its own target, padding apart, for a model that takes labels."""
-    if not isinstance(batch, Mapping) or "labels" in batch or "input_ids" not in batch:
+    """A text is its own target, padding apart, for a model that takes labels and gives tokens.
+
+    The ids may come bare, or alone in a tuple, as a ``TensorDataset`` gives them.
+    """
+    alone = batch[0] if isinstance(batch, tuple | list) and len(batch) == 1 else batch
+    bare = isinstance(alone, Tensor) and alone.dtype in (torch.int64, torch.int32)
+    text = {"input_ids": alone} if bare else batch
+    if not isinstance(text, Mapping) or "labels" in text or "input_ids" not in text:
         return batch
-    if "labels" not in inspect.signature(model.forward).parameters:
+    tokens_from = getattr(model, "get_output_embeddings", lambda: None if bare else model)
+    wanted = {"labels", "input_ids"} if bare else {"labels"}
+    if tokens_from() is None or not wanted <= inspect.signature(model.forward).parameters.keys():
         return batch
-    head = getattr(model, "get_output_embeddings", None)
-    if head is not None and head() is None:
-        return batch  # labels of a classifier are not tokens
-    labels = batch["input_ids"]
-    if "attention_mask" in batch:
-        labels = labels.masked_fill(batch["attention_mask"] == 0, -100)
-    return {**batch, "labels": labels}
+    labels = text["input_ids"]
+    if "attention_mask" in text:
+        labels = labels.masked_fill(text["attention_mask"] == 0, -100)
+    return {**text, "labels": labels}
 
 
 def task_loss(output: Any, batch: Any, loss: Loss | None = None) -> Tensor:

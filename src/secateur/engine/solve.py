@@ -16,6 +16,7 @@ from secateur.engine.parallel import agreed, exchange, place, share
 from secateur.engine.products import Layer
 from secateur.engine.statistics import Stats
 from secateur.engine.target import Solved, Solver, Target
+from secateur.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,13 @@ class Part:
         target = self.target
         if target.keep is not None:
             target = Target(keep=target.keep[self.rows])
+        elif target.pattern is not None and before.shape[1] % target.pattern[1]:
+            name = self.layer.parameter
+            raise ConfigError(
+                f"{self.layer.name}: {before.shape[1]} inputs cannot be split into groups of "
+                f"{target.pattern[1]}: leave it out with ignore=[{name!r}], or choose another "
+                "pattern"
+            )
         solved = solver(before, self.stats, target)
         after = solved.weight.to(weight.dtype)
         seconds = time.perf_counter() - began

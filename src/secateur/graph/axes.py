@@ -302,21 +302,20 @@ def unify(a: Expr, b: Expr) -> bool:
 
 def _unify_sums(a: Expr, b: Expr) -> bool:
     """Unify the terms of two sums one after the other, cut where the other's end."""
-    left, right = [a], [b]  # what is to come, the next last
-    agreed = True
-    while left and right:
+    here, there, agreed = [a], [b], True  # what is to come, the next last
+    while here and there:
         # Cutting one side may refine atoms of the other, so each is seen as what it has become.
-        x, y = _next(left), _next(right)
+        x, y = _next(here), _next(there)
+        if x.size < y.size:
+            here, there, x, y = there, here, y, x
         if x.size == y.size:
             agreed = unify(x, y) and agreed
-            continue
-        longer, rest, k = (x, left, y.size) if x.size > y.size else (y, right, x.size)
-        halves = cut(longer, k)
-        if halves is None:
+        elif halves := cut(x, y.size):
+            here += halves[::-1]
+            there.append(y)
+        else:
             why = "an axis is cut where its inner structure has no boundary"
-            return _give_up(concat(x, *left[::-1]), concat(y, *right[::-1]), why)
-        (right if longer is x else left).append(y if longer is x else x)
-        rest += halves[::-1]
+            return _give_up(concat(x, *here[::-1]), concat(y, *there[::-1]), why)
     return agreed
 
 

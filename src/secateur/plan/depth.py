@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -53,12 +54,12 @@ def enough(
     Args:
         model: The dense model.
         candidates: What may go.
-        amount: Fraction of the candidates, to the nearest number, which is at least one.
+        amount: Fraction of the candidates, to the nearest number.
         keep: Or ``{"params": fraction that stays}``.
 
     Raises:
         ConfigError: Neither, both, or another budget.
-        BudgetError: The budget cannot be met.
+        BudgetError: The budget cannot be met, or the amount is less than half of one candidate.
     """
     if (amount is None) == (not keep):
         raise ConfigError('give either amount= (of the blocks) or keep= (as {"params": 0.8})')
@@ -66,11 +67,8 @@ def enough(
         if not 0 <= amount < 1:
             raise ConfigError(f"amount={amount!r} must be in [0, 1): it is the fraction removed")
         count = min(round(amount * len(candidates)), len(candidates) - 1)
-        if amount and count < 1:
-            raise BudgetError(
-                f"amount={amount:.3g} of {len(candidates)} blocks or parts is none, and one has to "
-                f"stay: the least that can go is one of at least two ({1 / len(candidates):.3g})"
-            )
+        if amount > 0 and count < 1:
+            raise BudgetError(_nothing_goes(amount, len(candidates)))
         return lambda gaps: len(gaps) >= count
     assert keep is not None
     if set(keep) != {"params"} or not 0 < keep["params"] <= 1:
@@ -88,3 +86,11 @@ def enough(
             f"{share:.1%} of the parameters would be left. Ask for more"
         )
     return lambda gaps: sum(size[g] for g in gaps) >= wanted - least
+
+
+def _nothing_goes(amount: float, count: int) -> str:
+    said = f"amount={amount} removes none of the {count} blocks, parts or experts that may go"
+    if count < 2:
+        return f"{said}, of which one must stay: use a method that makes blocks smaller"
+    least = math.floor(500 / count + 1) / 1000
+    return f"{said}: the least amount that removes one is {least}"

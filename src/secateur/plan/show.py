@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -66,4 +67,18 @@ def narrow(plan: Plan) -> tuple[str, ...]:
     return (
         f"very narrow: {', '.join(found[:3])}{more}; what was taken from so few units is seldom "
         "brought back by training (min_width= and max_ratio= set a floor)",
+    )
+
+
+def unmoved(plan: Plan, amount: float | None, keep: Mapping[str, float] | None) -> str:
+    """A note where something was to go and nothing does; empty otherwise."""
+    asked = dict(keep) if keep else {"amount": amount or 0.0}
+    wanted = any(value < 1 for value in asked.values()) if keep else bool(amount)
+    if not wanted or plan.touched or plan.dropped:
+        return ""
+    target = ", ".join(f"{name}={value:g}" for name, value in asked.items())
+    largest = max((c.size for c in plan.graph.free.values()), default=0) if plan.graph else 0
+    return (
+        f"nothing was removed: {'keep of ' if keep else ''}{target} comes to no whole unit of "
+        f"what may go (the largest class has {largest} units); ask for more to go"
     )

@@ -144,7 +144,8 @@ def load(
         dtype: Of its floating weights; default: as saved.
 
     Raises:
-        StoreError: A file is missing, damaged, changed, or made for another architecture.
+        StoreError: A file is missing, damaged, changed, or made for another architecture; or there
+            is no such device, or ``dtype`` is not a floating one.
 
     Example:
         >>> model = load(build_model, "out")
@@ -156,6 +157,7 @@ def load(
             "load takes the model (or what builds it) first and the folder second, not "
             f"{type(model).__name__} and {type(directory).__name__}"
         )
+    _check_options(device, dtype)
     folder = read(directory)
     original = model if isinstance(model, nn.Module) else model()
     if not isinstance(original, nn.Module):
@@ -193,6 +195,21 @@ def load(
     for name in folder.added:
         _add(result, name, stored[name], device, dtype)
     return result
+
+
+def _check_options(device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise StoreError(
+            f"dtype={dtype!r} cannot hold the weights: give a floating type, as torch.bfloat16, "
+            "and quantize what load gives"
+        )
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"device={device!r} cannot be used here ({str(error).splitlines()[0]}): give another, "
+            'as "cpu"'
+        ) from error
 
 
 def _dropped(plan: Plan, original: nn.Module, where: str) -> nn.Module:

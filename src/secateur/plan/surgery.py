@@ -219,6 +219,7 @@ def apply_to_optimizer(plan: Plan, model: nn.Module, optimizer: torch.optim.Opti
             f"{kind} holds no parameter of this {type(model).__name__}: pass the model that it "
             "trains, pruned by plan.apply(model, inplace=True)"
         )
+    _check_pruned(plan, model)
     changes = []
     for parameter, slots in optimizer.state.items():
         name = names.get(id(parameter))
@@ -237,6 +238,18 @@ def apply_to_optimizer(plan: Plan, model: nn.Module, optimizer: torch.optim.Opti
                 changes.append((slots, key, found))
     for slots, key, found in changes:
         slots[key] = found
+
+
+def _check_pruned(plan: Plan, model: nn.Module) -> None:
+    """Raise a PlanError unless every parameter has the shape that the plan gives it."""
+    for name, p in model.named_parameters():
+        wanted = plan.shape(name) if name in plan.axes else None
+        if wanted != tuple(p.shape):
+            made = f"the plan makes {wanted}" if wanted else "the plan has no such parameter"
+            raise PlanError(
+                f"{name} has shape {tuple(p.shape)}, and {made}: nothing was changed. Pass the "
+                "model itself that plan.apply(model, inplace=True) pruned"
+            )
 
 
 def _is_plain(value: Any) -> bool:

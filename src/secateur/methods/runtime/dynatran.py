@@ -58,7 +58,7 @@ class DynaTran:
             raise PlanError("the model has no linear layer whose input could be thresholded")
         threshold = self.threshold
         if threshold is None:
-            source = require(data, "Finding a threshold")
+            source = require(data, "Finding a threshold", "data=")
             threshold = inverse(*curve(model, list(layers.values()), source), self.sparsity or 0.0)
         counts = Counts()
         for layer in layers.values():
