@@ -61,7 +61,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     The folder is made. Errors of the file system are the caller's, who knows what was written.
     """
-    path = Path(path)
+    path = path_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")  # one name: a kill leaves at most one behind
     try:
@@ -83,6 +83,17 @@ def share(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(stat.S_IMODE(mode))
+
+
+def path_of(value: object, what: str = "a file") -> Path:
+    """What a user gave as a path.
+
+    Raises:
+        StoreError: It is none.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise StoreError(f"{type(value).__name__} is no path: give the name of {what}")
+    return Path(value)
 
 
 def write_text(text: str) -> Writer:

@@ -26,7 +26,7 @@ from secateur.engine.products import Layer
 from secateur.engine.sequential import Propagate
 from secateur.engine.target import Target, parse_pattern
 from secateur.errors import ConfigError, DataError, StoreError
-from secateur.files import share
+from secateur.files import path_of, share
 from secateur.measure.calling import as_call
 from secateur.methods import registry
 from secateur.methods.recipe import recipe
@@ -106,7 +106,7 @@ class Sparsified:
         Raises:
             StoreError: The folder is there already, or cannot be written.
         """
-        folder = Path(directory)
+        folder = path_of(directory, "a folder")
         if folder.exists():
             raise StoreError(f"{folder} is there already: give the name of a new folder")
         unfinished = folder.with_name(f".{folder.name}.unfinished")

@@ -1,6 +1,7 @@
 """Ordinary mistakes are one clear error each, and none is passed over in silence."""
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 import secateur as sec
-from secateur.errors import BudgetError, ConfigError, DataError, TraceError
+from secateur.errors import BudgetError, ConfigError, DataError, StoreError, TraceError
 
 X = torch.randn(5, 6)
 
@@ -73,6 +74,39 @@ def test_what_cannot_be_copied_is_named() -> None:
     model.lock = threading.Lock()  # type: ignore[assignment]
     with pytest.raises(TraceError, match=r"cannot be copied.*lock"):
         prune(model)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: sec.plan(net(), amount=0.5), r"takes a graph, got Sequential: .*sec\.trace\("),  # type: ignore[arg-type]
+        (lambda: sec.plan(graph=None, amount=0.5), "takes a graph, got NoneType"),  # type: ignore[arg-type]
+        (lambda: sec.measure(net, X), "model= is a function"),  # type: ignore[arg-type]
+        (lambda: sec.measure(None, X), "model= is a NoneType"),  # type: ignore[arg-type]
+        (lambda: sec.measure(net(), X, against="a"), "against= is a str"),  # type: ignore[arg-type]
+        (lambda: sec.sensitivity(net(), X, len, amounts=0.5), r"amounts=0\.5: give fractions"),  # type: ignore[arg-type]
+        (lambda: sec.sensitivity(net(), X, len, amounts=[0.5, "a"]), "give fractions"),  # type: ignore[arg-type, list-item]
+        (lambda: sec.sensitivity(net(), X, None), "evaluate=None: give a function"),  # type: ignore[arg-type]
+        (lambda: sec.sensitivity(net(), X, lambda _: None), "must return a number"),  # type: ignore[arg-type, return-value]
+    ],
+)  # fmt: skip
+def test_a_call_with_something_else_says_what_to_give(call: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        call()
+
+
+def test_what_is_saved_and_where_are_checked(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = sec.prune(net(), X, amount=0.5, measure=False)
+    model, plan = result.model, result.plan
+    zeros = sec.sparsify(net(), "magnitude", amount=0.5)
+    for given in (("d", None, None), ("d", model, None), ("d", None, plan), (model, plan, "d")):
+        with pytest.raises(StoreError, match="takes the folder, the pruned model and its plan"):
+            sec.save(*given)  # type: ignore[arg-type]
+    for write in (result.save, result.html, plan.save, zeros.save, zeros.masks.save):
+        with pytest.raises(StoreError, match="NoneType is no path: give the name of a f"):
+            write(None)  # type: ignore[operator]
+    assert not list(tmp_path.iterdir())
 
 
 def test_arguments_of_the_wrong_kind() -> None:

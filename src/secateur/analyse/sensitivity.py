@@ -58,7 +58,7 @@ def sensitivity(
         metric's fall at the largest amount.
 
     Raises:
-        ConfigError: An amount out of range, an unknown name.
+        ConfigError: An amount out of range, an unknown name, or ``evaluate`` gave no number.
         DataError: Data are missing, or ``evaluate`` gave NaN or infinity.
 
     Example:
@@ -67,9 +67,12 @@ def sensitivity(
         >>> [c.name for c in sensitivity(net, x, lambda m: -m(x).square().mean().item())]
         ['0']
     """
-    wanted = sorted(set(amounts))
-    if not wanted or not all(isinstance(a, int | float) and 0 < a < 1 for a in wanted):
-        raise ConfigError(f"amounts={amounts!r}: give fractions between 0 and 1")
+    given = list(amounts) if isinstance(amounts, Iterable) else []
+    if not given or not all(isinstance(a, int | float) and 0 < a < 1 for a in given):
+        raise ConfigError(f"amounts={amounts!r}: give fractions between 0 and 1, as [0.25, 0.5]")
+    if not callable(evaluate):
+        raise ConfigError(f"evaluate={evaluate!r}: give a function from a model to a number")
+    wanted = sorted(set(given))
     graph = model if isinstance(model, Graph) else trace(model, example_inputs)
     chosen = criteria.find(criterion)
     classes = eligible(graph, ignore=ignore, kinds=kinds)
@@ -93,7 +96,13 @@ def sensitivity(
 
 def _evaluated(evaluate: Callable[[nn.Module], float], model: nn.Module, what: str) -> float:
     with evaluating(model):
-        value = float(evaluate(model))
+        found = evaluate(model)
+    try:
+        value = float(found)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"evaluate(model) must return a number, such as the accuracy, not {found!r}"
+        ) from error
     if not math.isfinite(value):
         raise DataError(f"evaluate gave {value} with {what}: look for NaN in data or weights")
     return value

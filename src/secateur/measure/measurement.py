@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from secateur.errors import DataError
+from secateur.errors import ConfigError, DataError
 from secateur.measure import latency as clock
 from secateur.measure.calling import call, device_of, evaluating, to_device
 from secateur.measure.energy import Energy, energy
@@ -126,12 +126,15 @@ def measure(
 
     Raises:
         DataError: a model cannot be run on the inputs.
-        ConfigError: ``repeats``, ``warmup`` or ``threads`` out of range.
+        ConfigError: no module, or ``repeats``, ``warmup`` or ``threads`` out of range.
 
     Example:
         >>> measure(nn.Linear(10, 5), torch.zeros(1, 10), repeats=0).macs
         50
     """
+    for name, given in (("model", model), ("against", against)):
+        if not isinstance(given, nn.Module) and (name == "model" or given is not None):
+            raise ConfigError(f"{name}= is a {type(given).__name__}: give a torch.nn.Module")
     models = [model] if against is None else [model, against]
     results = [_untimed(each, example_inputs) for each in models]
     samples: list[list[float]] = []

@@ -136,9 +136,8 @@ def install_between(
     Raises:
         PlanError: Blocks are not the sum of their input, an attention and one more part.
     """
-    given = require(data, "Leaving out tokens (one batch will do)", "data=")
-    depth = depth_of(model, given, parts=True)
-    tokens = Tokens()
+    some = require(data, "Leaving out tokens (one batch will do)", "data=")
+    depth, tokens = depth_of(model, some, parts=True), Tokens()
     for number, name in enumerate(depth.blocks):
         gaps = [gap for gap in depth.candidates if depth.block_of(gap) == number]
         if len(gaps) != 2:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import PlanError
+from secateur.files import path_of
 from secateur.graph.classes import Axis, axis_kept, axis_mask
 from secateur.plan.gaps import Gap
 from secateur.plan.selection import Selection, selection
@@ -222,7 +223,7 @@ class Plan:
         """
         from secateur.plan.encode import write_plan
 
-        write_plan(self, Path(path))
+        write_plan(self, path_of(path))
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -233,7 +234,7 @@ class Plan:
         """
         from secateur.plan.encode import read_plan
 
-        return read_plan(Path(path))
+        return read_plan(path_of(path))
 
     def diff(self, other: Plan) -> Difference:
         """Which units only this plan removes, and which only the other; ``print`` shows both.

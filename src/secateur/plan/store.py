@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from secateur.errors import PlanError, SecateurError, StoreError
-from secateur.files import Writer, read_text, write_text, write_together
+from secateur.files import Writer, path_of, read_text, write_text, write_together
 from secateur.graph.forward import named_tensors
 from secateur.plan.assign import is_passing, owner_of, with_tensors
 from secateur.plan.edits import check_target
@@ -84,7 +84,12 @@ def save(
         >>> save("out", plan.apply(model), plan)
         PosixPath('out')
     """
-    directory = Path(directory)
+    if not isinstance(model, nn.Module) or not isinstance(plan, Plan):
+        raise StoreError(
+            "save takes the folder, the pruned model and its plan, not "
+            f"{', '.join(type(given).__name__ for given in (directory, model, plan))}"
+        )
+    directory = path_of(directory, "a folder")
     plan = plan.prepared()
     weights, buffers = _contents(model, plan)
     same = _equal(buffers)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import MissingExtraError, StoreError
+from secateur.files import path_of
 from secateur.report import figures
 from secateur.report.record import Record, as_record
 from secateur.report.table import columns, footnotes, legend, rows
@@ -35,7 +36,7 @@ def html(record: Record | Mapping[str, Any], path: str | Path) -> Path:
         >>> html(record, tempfile.mkdtemp() + "/report.html").name
         'report.html'
     """
-    path = Path(path)
+    path = path_of(path)
     _write(path, render(as_record(record)))
     return path
 
