@@ -28,7 +28,7 @@ MODULES = [
     "secateur.recovery.rewind",
     "secateur.analyse.sensitivity",
     "secateur.plan.plan",
-    "secateur.plan.verify",
+    "secateur.plan.masking",
     "secateur.plan.store",
 ]
 QUIET = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

@@ -215,8 +215,6 @@ class Recorder(TorchDispatchMode):
                 if id(args[0]) in table:
                     table[id(result)] = table[id(args[0])]  # type: ignore[index, assignment]
             return result
-        if not any(isinstance(x, Tensor) for x in arguments_in(result)):
-            return result  # a number or a truth, as of ``torch.equal``: it has no axes
         op = Op(self, func, args, kwargs, tensors, result)
         op.record.inputs = [list(self.axes_of(t)) for t in op.tensors()]
         op.record.sources = tuple(self.maker.get(id(t)) for t in op.tensors())

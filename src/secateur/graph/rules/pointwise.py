@@ -139,6 +139,12 @@ def pointwise(op: Op) -> Any:
     return result if isinstance(op.result, Tensor) else [list(result) for _ in op.outs]
 
 
+@rule(aten.equal, aten.allclose, aten.is_nonzero, aten._local_scalar_dense)
+def number(op: Op) -> Any:
+    """A truth or a number: it has no axes, and what a forward does with it is in its calls."""
+    return [None]
+
+
 @rule(aten.tril, aten.triu)
 def triangle(op: Op) -> Axes:
     """A mask by position: both axes keep their meaning only if nothing in them is removed."""
