@@ -15,6 +15,9 @@ from secateur.errors import ConfigError
 from secateur.granularity.registry import Units
 from secateur.training.guard import finite
 from secateur.training.validation import Stream, frozen_statistics
+from secateur.training.watch import Watch
+
+Place = tuple[str, str, str]  # parameter; what holds it, below the module that reads it; leaf
 
 
 class Gated:
@@ -50,6 +53,10 @@ class Gated:
         self.handles: list[Any] = []
         self.awake = True  # hooks on copies of the model cannot be taken away
         self._now: dict[str, Tensor] | None = None
+        self._unproven = {
+            n for n, of in self.aux.items() if any(t.requires_grad for t in of.values())
+        }
+        self._watch = Watch(parameters.values()) if trained else None
         self._place()
 
     def _place(self) -> None:
@@ -58,22 +65,44 @@ class Gated:
             begin, end = self._one_draw()
             self.handles.append(model.register_forward_pre_hook(begin))
             self.handles.append(model.register_forward_hook(end, always_call=True))
-        modules = dict(model.named_modules())
-        by_module: dict[str, list[tuple[str, str]]] = {}
-        for name in self.gated():
-            owner, _, leaf = name.rpartition(".")
-            by_module.setdefault(owner, []).append((name, leaf))
-        for owner, leaves in by_module.items():
+        modules, places = dict(model.named_modules(remove_duplicate=False)), self._places()
+        for owner, read in places.items():
             module = modules[owner]
             if isinstance(module, nn.RNNBase):
                 raise ConfigError(
                     f"{owner}: torch's {type(module).__name__} reads its weights where no gate can "
                     "stand; leave it out with ignore=, or use a method that masks"
                 )
-            self.handles.append(module.register_forward_pre_hook(self._shadow(leaves)))
+            self.handles.append(module.register_forward_pre_hook(self._shadow(read)))
             self.handles.append(
-                module.register_forward_hook(self._unshadow(leaves), always_call=True)
+                module.register_forward_hook(self._unshadow(read), always_call=True)
             )
+
+    def _places(self) -> dict[str, list[Place]]:
+        """By the name of a module, what its forward reads; a tied parameter is read in several."""
+        model, gated = self.moment.model, set(self.gated())
+        modules = dict(model.named_modules(remove_duplicate=False))
+        named = list(model.named_parameters(remove_duplicate=False))
+        first: dict[int, str] = {}
+        for name, p in named:
+            if name in gated:
+                first.setdefault(id(p), name)
+        found: dict[str, list[Place]] = {}
+        seen: set[tuple[int, str, str]] = set()
+        for name, p in named:
+            if id(p) not in first:
+                continue
+            owner, _, leaf = name.rpartition(".")
+            parent, _, child = owner.rpartition(".")
+            at = [(owner, "")]
+            if child and isinstance(modules[parent], nn.MultiheadAttention):
+                at.append((parent, child))  # it reads out_proj.weight and never calls out_proj
+            for module, below in at:
+                if (place := (id(modules[module]), below, leaf)) not in seen:
+                    seen.add(place)
+                    called = name if name in gated else first[id(p)]
+                    found.setdefault(module, []).append((called, below, leaf))
+        return found
 
     def gated(self) -> list[str]:
         """Names of the parameters that the forward sees through the gate."""
@@ -114,23 +143,70 @@ class Gated:
             found[space] = self.gate.factor(ones, aux, mask, self.moment)
         return found
 
-    def _shadow(self, leaves: list[tuple[str, str]]) -> Any:
+    def _shadow(self, read: list[Place]) -> Any:
         def before(module: nn.Module, _: Any) -> None:
             if not self.awake:
                 return
-            own = {n: module.get_parameter(leaf) for n, leaf in leaves}  # a copied module's are its
+            own: dict[str, Tensor] = {}  # a copied module's are its
+            for name, child, leaf in read:
+                if (p := module.get_submodule(child)._parameters[leaf]) is not None:
+                    own[name] = p
             seen = self.effective(list(own), own)
-            for name, leaf in leaves:
-                module.__dict__[leaf] = seen[name]
+            for name, child, leaf in read:
+                module.get_submodule(child).__dict__[leaf] = seen[name]
 
         return before
 
-    def _unshadow(self, leaves: list[tuple[str, str]]) -> Any:
+    def _unshadow(self, read: list[Place]) -> Any:
         def after(module: nn.Module, _: Any, __: Any) -> None:
-            for _, leaf in leaves:
-                module.__dict__.pop(leaf, None)
+            for _, child, leaf in read:
+                module.get_submodule(child).__dict__.pop(leaf, None)
 
         return after
+
+    def require_reached(self) -> None:
+        """Refuse a parameter that the loop's loss reaches past its gate.
+
+        Raises:
+            ConfigError: It got a gradient, and what is trained in its gate got none on any rank.
+        """
+        if not self._unproven:
+            return
+        names = sorted(self._unproven)
+        got = [any(t.grad is not None for t in self.aux[n].values()) for n in names]
+        have = torch.tensor(got, device=self._device, dtype=torch.float32)
+        with ranks.together():
+            ranks.mean_([have])
+        for name, reached in zip(names, have.tolist(), strict=True):
+            if reached:
+                self._unproven.discard(name)
+            elif (found := self._read_elsewhere(name)) is not None:
+                raise ConfigError(
+                    f"{found} got a gradient past its gate: the model reads it elsewhere than in "
+                    "the forward of the module that owns it, where no gate can stand; leave it out "
+                    f"with ignore=[{found!r}]"
+                )
+
+    def _read_elsewhere(self, name: str) -> str | None:
+        """A parameter with this gate that got a gradient which the gate should have got too."""
+        moment, own = self.moment, [name]
+        if self.gate.shared:
+            own = list(self.units.spread({name: torch.ones(self.units.counts[name])}))
+        reached = [(n, moment.parameters[n]) for n in own if n in moment.parameters]
+        reached = [(n, p) for n, p in reached if self._watch is not None and self._watch.saw(p)]
+        if not reached:
+            return None
+        state = moment.generator.get_state()
+        with torch.enable_grad():
+            if self.gate.shared:
+                value = self.factors()[name]
+            else:
+                seen = {name: moment.parameters[name].detach()}
+                value = self.effective([name], seen)[name]
+        moment.generator.set_state(state)
+        if not value.requires_grad:
+            return None
+        return next((n for n, p in reached if p.grad is not None and bool(p.grad.any())), None)
 
     def scores(self) -> dict[str, Tensor] | None:
         """Which elements (units, if shared) stay, by score; None where the gate counts itself."""
@@ -180,6 +256,13 @@ class Gated:
             overflowing: Whether a scaler skips steps unseen: what overflowed then is forgotten.
         """
         with ranks.together():
+            if ranks.several() and self.tensors():  # a rank may not have used what another has
+                got = [float(t.grad is not None) for t in self.tensors()]
+                have = torch.tensor(got, device=self._device)
+                ranks.mean_([have])
+                for t, used in zip(self.tensors(), have.tolist(), strict=True):
+                    if used and t.grad is None:
+                        t.grad = torch.zeros_like(t)
             ranks.mean_(self.gradients())
         if overflowing and not finite(self.gradients()):
             for t in self.tensors():
@@ -211,9 +294,15 @@ class Gated:
             if not skipped:
                 self.optimizer.step()
             self.optimizer.zero_grad()
+        if self._watch is not None:
+            self._watch.clear()
         if not skipped:
             with torch.no_grad():
                 self.gate.updated(self.aux, self.moment)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.moment.parameters.values())).device
 
     def tensors(self) -> list[Tensor]:
         return [t for of in self.aux.values() for t in of.values() if t.requires_grad]
@@ -223,6 +312,8 @@ class Gated:
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
+        if self._watch is not None:
+            self._watch.remove()
 
     def state_dict(self) -> dict[str, Any]:
         aux = {n: {k: t.detach().clone() for k, t in of.items()} for n, of in self.aux.items()}
