@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from secateur.methods.scoring import needs_initial
 from secateur.schedule import registry as schedules
 from secateur.training.gating import Gated
 from secateur.training.handle import ATTACHED, Handle, Sources
+from secateur.training.hooks import hook
 from secateur.training.resume import restore
 from secateur.training.start import first_masks
 from secateur.training.validation import Stream
@@ -195,7 +195,7 @@ def attach(
                 p.copy_(old)
         handle.detach()
         raise
-    _hook(handle)
+    hook(handle)
     return handle
 
 
@@ -292,35 +292,6 @@ def _schedule(method: Method, steps: int | None) -> schedules.Schedule | None:
             f"has {steps}: it would never act; give every="
         )
     return schedule
-
-
-def _hook(handle: Handle) -> None:
-    optimizer = handle.moment.optimizer
-
-    def before(_: Any, args: Any, kwargs: Any) -> Any:
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            handle.before_step()
-            return None
-        return args[:1], {**kwargs, "closure": partial(_run, closure, handle)}
-
-    def after(*_: Any) -> None:
-        handle.after_step()
-
-    handle._hooks = [
-        optimizer.register_step_pre_hook(before),
-        optimizer.register_step_post_hook(after),
-    ]
-    optimizer.__dict__[ATTACHED] = True
-    for p in handle.moment.parameters.values():
-        setattr(p, ATTACHED, True)
-
-
-def _run(closure: Callable[[], Any], handle: Handle) -> Any:
-    """A closure makes the gradients inside the step: only after it is there anything to change."""
-    value = closure()
-    handle.before_step()
-    return value
 
 
 def _require_whole_number(what: str, value: Any, least: int | None) -> None:
