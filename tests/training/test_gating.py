@@ -1,5 +1,7 @@
 """Gates stand wherever a weight is read, and their auxiliaries see what the loop's weights see."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -108,3 +110,90 @@ def test_gradients_from_before_attaching_are_no_mistake() -> None:
     optimizer, handle = attached(net, "movement")
     optimizer.step()
     assert handle.steps == 1
+
+
+def backward(net: nn.Module, x: Tensor, y: Tensor = Y, scale: float = 1.0) -> None:
+    (scale * F.cross_entropy(net(x), y)).backward()
+
+
+def scores(net, method: str = "movement", **options):
+    optimizer, handle = attached(net, method, **options)
+    return optimizer, [t for t in handle.gated.tensors() if t.dim() > 1]
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+@pytest.mark.parametrize("late", [True, False])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_gradients_that_the_loop_throws_away_do_not_count(to_none, late, compiled) -> None:
+    net, x, z = small(), torch.randn(4, 8), torch.randn(4, 8)
+    model = torch.compile(net, backend="aot_eager") if compiled else net
+    optimizer, aux = scores(model)
+    backward(model, z, scale=100.0)
+    if late:
+        value = F.cross_entropy(model(x), Y)
+        optimizer.zero_grad(set_to_none=to_none)
+        value.backward()
+    else:
+        optimizer.zero_grad(set_to_none=to_none)
+        backward(model, x)
+    found = [t.grad.clone() for t in aux]
+    torch._dynamo.reset()
+    other = small()
+    _, expected = scores(other)
+    backward(other, x)
+    torch.testing.assert_close(found, [t.grad for t in expected])
+
+
+@pytest.mark.parametrize("name", ["movement", "edge_popup", "loraprune"])
+@pytest.mark.parametrize("to_none", [True, False])
+def test_accumulated_gradients_of_auxiliaries_add_up(name: str, to_none: bool) -> None:
+    x = torch.randn(4, 8)
+    net, other = small(), small()
+    optimizer, aux = scores(net, name, example_inputs=x)
+    _, expected = scores(other, name, example_inputs=x)
+    for of in (aux, expected):
+        with torch.no_grad():
+            for t in of:
+                t.add_(0.1 * torch.arange(t.numel()).view_as(t))
+    optimizer.zero_grad(set_to_none=to_none)
+    for a, b in zip(x.chunk(2), Y.chunk(2), strict=True):
+        backward(net, a, b, 0.5)
+        net(x)
+    backward(other, x)
+    torch.testing.assert_close([t.grad for t in aux], [t.grad for t in expected])
+
+
+@pytest.mark.parametrize("name", ["movement", "loraprune"])
+def test_gradients_of_a_step_that_the_scaler_skipped_do_not_count(name: str) -> None:
+    x = torch.randn(4, 8)
+    net, other = small(), small()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    optimizer, aux = scores(net, name, scaler=scaler, example_inputs=x)
+    scaler.scale(F.cross_entropy(net(x + 1), Y)).backward()
+    net[2].bias.grad = torch.full((3,), torch.inf)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+    scaler.scale(F.cross_entropy(net(x), Y)).backward()
+    _, expected = scores(other, name, example_inputs=x)
+    backward(other, x)
+    torch.testing.assert_close([t.grad / 2**9 for t in aux], [t.grad for t in expected])
+
+
+@pytest.mark.parametrize("name", ["l0", "movement", "str"])
+def test_a_state_in_memory_is_a_copy(name: str) -> None:
+    net, x = small(), torch.randn(4, 8)
+    optimizer, handle = attached(net, name)
+    train(net, optimizer, x, 5)
+    state = handle.state_dict()
+    before = copy.deepcopy(state["gate"])
+    train(net, optimizer, x, 5)
+    torch.testing.assert_close(state["gate"], before, rtol=0, atol=0)
+    handle.load_state_dict(state)
+    train(net, optimizer, x, 5)
+    torch.testing.assert_close(state["gate"], before, rtol=0, atol=0)

@@ -174,7 +174,7 @@ def attach(
     sources = Sources(data, loss, seed, stream)
     handle = Handle(found, moment, cut, schedule, sources, allow_empty, scaler)
     if found.gate is not None:
-        handle.gated = Gated(found.gate, cut, moment)
+        handle.gated = Gated(found.gate, cut, moment, scaler)
     if validation is not None and not (handle.gated and handle.gated.tensors()):
         handle.detach()
         raise ConfigError(f"method {found.name!r} trains no auxiliaries: leave out validation=")

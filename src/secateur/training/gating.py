@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class Gated:
     state dicts and copies are those of the plain model.
     """
 
-    def __init__(self, gate: Gate, units: Units, moment: Moment) -> None:
+    def __init__(self, gate: Gate, units: Units, moment: Moment, scaler: Any = None) -> None:
         self.gate, self.units, self.moment = gate, units, moment
         parameters = moment.parameters
         self.aux: Auxiliaries = {}
@@ -56,7 +57,7 @@ class Gated:
         self._unproven = {
             n for n, of in self.aux.items() if any(t.requires_grad for t in of.values())
         }
-        self._watch = Watch(parameters.values()) if trained else None
+        self._watch = Watch(parameters.values() if trained else (), trained, scaler)
         self._place()
 
     def _place(self) -> None:
@@ -193,7 +194,7 @@ class Gated:
         if self.gate.shared:
             own = list(self.units.spread({name: torch.ones(self.units.counts[name])}))
         reached = [(n, moment.parameters[n]) for n in own if n in moment.parameters]
-        reached = [(n, p) for n, p in reached if self._watch is not None and self._watch.saw(p)]
+        reached = [(n, p) for n, p in reached if self._watch.saw(p)]
         if not reached:
             return None
         state = moment.generator.get_state()
@@ -236,7 +237,7 @@ class Gated:
         batch = stream.batch(moment.step)
         moment.validating = True
         try:
-            with torch.enable_grad(), frozen_statistics(moment.model):
+            with torch.enable_grad(), frozen_statistics(moment.model), self._watch.closed():
                 value = task_loss(run(moment.model, batch), batch, loss)
                 grads = torch.autograd.grad(value, trained, allow_unused=True)
         finally:
@@ -281,7 +282,8 @@ class Gated:
             loss = self.gate.loss(self.aux, self.moment)
         if loss is not None and loss.requires_grad:
             trained = [*self.tensors(), *self.moment.parameters.values()]
-            grads = torch.autograd.grad(loss, trained, allow_unused=True)
+            with self._watch.closed():
+                grads = torch.autograd.grad(loss, trained, allow_unused=True)
             for t, g in zip(trained, grads, strict=True):
                 if g is not None:
                     t.grad = g if t.grad is None else t.grad + g
@@ -294,8 +296,7 @@ class Gated:
             if not skipped:
                 self.optimizer.step()
             self.optimizer.zero_grad()
-        if self._watch is not None:
-            self._watch.clear()
+        self._watch.clear()
         if not skipped:
             with torch.no_grad():
                 self.gate.updated(self.aux, self.moment)
@@ -312,12 +313,12 @@ class Gated:
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
-        if self._watch is not None:
-            self._watch.remove()
+        self._watch.remove()
 
     def state_dict(self) -> dict[str, Any]:
         aux = {n: {k: t.detach().clone() for k, t in of.items()} for n, of in self.aux.items()}
-        return {"aux": aux, "optimizer": self.optimizer.state_dict() if self.optimizer else {}}
+        slots = deepcopy(self.optimizer.state_dict()) if self.optimizer else {}
+        return {"aux": aux, "optimizer": slots}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -325,7 +326,9 @@ class Gated:
             for key, tensor in of.items():
                 tensor.copy_(state["aux"][name][key])
         if self.optimizer is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
+            self.optimizer.zero_grad()
+        self._watch.clear()
 
 
 def _device(aux: Mapping[str, Tensor]) -> torch.device:
