@@ -197,3 +197,30 @@ def test_a_state_in_memory_is_a_copy(name: str) -> None:
     handle.load_state_dict(state)
     train(net, optimizer, x, 5)
     torch.testing.assert_close(state["gate"], before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["whole", "part", "in place"])
+def test_a_model_that_was_compiled_and_has_run_is_gated_and_freed(kind: str) -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    net, x = (
+        nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.ReLU(), nn.Linear(8, 3))),
+        torch.ones(4, 8),
+    )
+    model = net
+    if kind == "whole":
+        model = torch.compile(net, backend="eager")
+    elif kind == "part":
+        net[1] = torch.compile(net[1], backend="eager")
+    else:
+        net.compile(backend="eager")
+    backward(model, x)
+    net.zero_grad()
+    optimizer, handle = attached(model, "movement", amount=0.8)
+    train(model, optimizer, x, 20)
+    assert all(bool(a["score"].any()) for a in handle.gated.aux.values())
+    gated = model(x)
+    torch.testing.assert_close(gated, net.forward(x))
+    handle.finish()
+    torch.testing.assert_close(model(x), net.forward(x))
+    torch.testing.assert_close(model(x), gated)

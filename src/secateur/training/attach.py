@@ -100,7 +100,7 @@ def attach(
         >>> handle.finish().masks.sparsity
         0.5
     """
-    model, optimizer = _unwrapped(model), _innermost(optimizer)
+    given, model, optimizer = model, _unwrapped(model), _innermost(optimizer)
     _require_whole_number("seed", seed, None)
     _require_whole_number("steps", steps, 1)
     found = penalty_of(method) or _fixed(method)
@@ -175,6 +175,8 @@ def attach(
     handle = Handle(found, moment, cut, schedule, sources, allow_empty, scaler)
     if found.gate is not None:
         handle.gated = Gated(found.gate, cut, moment, scaler)
+        if _compiled(given):  # what was compiled before knows no gates, and would not look
+            torch.compiler.reset()
     if validation is not None and not (handle.gated and handle.gated.tensors()):
         handle.detach()
         raise ConfigError(f"method {found.name!r} trains no auxiliaries: leave out validation=")
@@ -313,6 +315,14 @@ def _unwrapped(model: Any) -> nn.Module:
     ):
         model = inner
     return model
+
+
+def _compiled(model: nn.Module) -> bool:
+    """Whether the model or a part of it is compiled."""
+    return any(
+        "_orig_mod" in m._modules or getattr(m, "_compiled_call_impl", None) is not None
+        for m in model.modules()
+    )
 
 
 def _innermost(optimizer: Any) -> torch.optim.Optimizer:
