@@ -224,3 +224,27 @@ def test_a_model_that_was_compiled_and_has_run_is_gated_and_freed(kind: str) -> 
     handle.finish()
     torch.testing.assert_close(model(x), net.forward(x))
     torch.testing.assert_close(model(x), gated)
+
+
+@pytest.mark.parametrize("name", ["str", "early_bert"])
+@pytest.mark.parametrize("biases_first", [True, False])
+def test_auxiliaries_follow_the_rate_of_their_own_weight(name: str, biases_first: bool) -> None:
+    net, x = small(), torch.randn(4, 8)
+    groups = [
+        {"params": [net[0].bias, net[2].bias], "lr": 0.0},
+        {"params": [net[0].weight], "lr": 0.1},
+        {"params": [net[2].weight], "lr": 0.0},
+    ]
+    optimizer = torch.optim.SGD(groups if biases_first else groups[::-1], lr=0.5)
+    handle = sec.attach(net, optimizer, name, steps=20, example_inputs=x)
+    aux = {n: next(iter(of.values())) for n, of in handle.gated.aux.items()}
+    before = {n: t.detach().clone() for n, t in aux.items()}
+    train(net, optimizer, x, 2)
+    moved = [n for n, t in aux.items() if not torch.equal(t, before[n])]
+    assert moved == ["0.weight" if name == "str" else "0"]
+    if name == "str":
+        before = {n: t.detach().clone() for n, t in aux.items()}
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 if group["params"][0] is net[2].weight else 0.0
+        train(net, optimizer, x, 2)
+        assert [n for n, t in aux.items() if not torch.equal(t, before[n])] == ["2.weight"]

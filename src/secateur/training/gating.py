@@ -47,10 +47,14 @@ class Gated:
         }
         trained = [t for of in self.aux.values() for t in of.values() if t.requires_grad]
         self.optimizer: torch.optim.Optimizer | None = None
+        self._followed: list[nn.Parameter] = []  # whose rate each group has, where lr is None
         if trained:
             kinds: Mapping[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
-            lr = moment.rate() if gate.lr is None else gate.lr
-            self.optimizer = kinds[gate.optimizer](trained, lr=lr)
+            if gate.lr is None:
+                self.optimizer = kinds[gate.optimizer](self._groups(), lr=0.0)
+                self._follow()
+            else:
+                self.optimizer = kinds[gate.optimizer](trained, lr=gate.lr)
         self.handles: list[Any] = []
         self.awake = True  # hooks on copies of the model cannot be taken away
         self._now: dict[str, Tensor] | None = None
@@ -59,6 +63,35 @@ class Gated:
         }
         self._watch = Watch(parameters.values() if trained else (), trained, scaler)
         self._place()
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The auxiliaries by the user's group of the weight that each belongs to."""
+        groups = self.moment.optimizer.param_groups
+        group_of = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
+        found: dict[int, dict[str, Any]] = {}
+        for name, of in self.aux.items():
+            weight = self._weight_of(name)
+            number = group_of.get(id(weight), 0)
+            if number not in found:
+                found[number] = {"params": []}
+                self._followed.append(weight)
+            found[number]["params"] += [t for t in of.values() if t.requires_grad]
+        return list(found.values())
+
+    def _weight_of(self, name: str) -> nn.Parameter:
+        """The parameter that an auxiliary belongs to; of a unit, the first with several rows."""
+        if not self.gate.shared:
+            return self.moment.parameters[name]
+        parameters = dict(self.moment.model.named_parameters(remove_duplicate=False))
+        spread = self.units.spread({name: torch.ones(self.units.counts[name])})
+        own = [parameters[n] for n in spread]
+        return next((p for p in own if p.dim() > 1), own[0])
+
+    def _follow(self) -> None:
+        """Give each group of auxiliaries the rate that its weights have now."""
+        if self.optimizer is not None and self.gate.lr is None:
+            for group, weight in zip(self.optimizer.param_groups, self._followed, strict=True):
+                group["lr"] = self.moment.rate(weight)
 
     def _place(self) -> None:
         model = self.moment.model
@@ -291,8 +324,7 @@ class Gated:
     def after_step(self, skipped: bool) -> None:
         """Step the auxiliaries with the weights; forget their gradients."""
         if self.optimizer is not None:
-            if self.gate.lr is None:
-                self.optimizer.param_groups[0]["lr"] = self.moment.rate()
+            self._follow()
             if not skipped:
                 self.optimizer.step()
             self.optimizer.zero_grad()
