@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import secateur as sec
 from secateur.errors import ConfigError
@@ -248,3 +249,85 @@ def test_auxiliaries_follow_the_rate_of_their_own_weight(name: str, biases_first
             group["lr"] = 0.1 if group["params"][0] is net[2].weight else 0.0
         train(net, optimizer, x, 2)
         assert [n for n, t in aux.items() if not torch.equal(t, before[n])] == ["2.weight"]
+
+
+class Pair(nn.Module):
+    """Two layers, behind a checkpoint if asked, and a step that goes past ``forward``."""
+
+    def __init__(self, kept: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c, self.kept = (
+            nn.Linear(8, 32),
+            nn.Linear(32, 8),
+            nn.Linear(8, 3),
+            kept,
+        )
+
+    def first(self, x: Tensor) -> Tensor:
+        return self.a(x).relu()
+
+    def second(self, x: Tensor) -> Tensor:
+        return self.b(x).relu()
+
+    def training_step(self, x: Tensor) -> Tensor:
+        if self.kept == "all":
+            return self.c(self.second(self.first(x)))
+        reentrant = self.kept == "reentrant"
+        x = checkpoint(self.first, x, use_reentrant=reentrant)
+        return self.c(checkpoint(self.second, x, use_reentrant=reentrant))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.training_step(x)
+
+
+RANDOM = [("l0", {}), ("l0", {"granularity": "channel"}), ("dsa", {}), ("dmcp", {"warm": 0.0})]
+
+
+def gradients(kept: str, method, past: bool = False, later: bool = False) -> list[Tensor]:
+    net, x = Pair(kept), torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
+    x.requires_grad_()  # or a reentrant checkpoint passes nothing on
+    optimizer, handle = attached(net, method, example_inputs=x, lr=0.0)
+    train(net, optimizer, x, 2)  # then dmcp draws
+    optimizer.zero_grad()
+    value = F.cross_entropy(net.training_step(x) if past else net(x), Y)
+    if later:
+        net.eval()
+        with torch.no_grad():
+            net(x)
+        net.train()
+        net(x)
+    value.backward()
+    aux = [t.grad for t in handle.gated.tensors() if t.grad is not None]
+    return [*aux, *(p.grad for p in net.parameters())]
+
+
+@pytest.mark.parametrize("method", RANDOM)
+@pytest.mark.parametrize("kept", ["plain", "reentrant"])
+@pytest.mark.parametrize("later", [True, False])
+def test_a_forward_that_a_checkpoint_runs_again_sees_the_same_gates(method, kept, later) -> None:
+    torch.testing.assert_close(gradients(kept, method, later=later), gradients("all", method))
+
+
+@pytest.mark.parametrize("method", RANDOM)
+@pytest.mark.parametrize("kept", ["all", "plain", "reentrant"])
+def test_a_loop_that_goes_past_the_forward_sees_the_same_gates(method, kept) -> None:
+    torch.testing.assert_close(gradients(kept, method, past=True), gradients("all", method))
+
+
+@pytest.mark.parametrize("method", RANDOM)
+def test_one_step_has_one_draw_and_its_validation_batch_another(method) -> None:
+    net, x = Pair("all"), torch.randn(4, 8)
+    optimizer, handle = attached(net, method, example_inputs=x, lr=0.0)
+    train(net, optimizer, x, 2)
+    seen, state = net(x), handle.moment.generator.get_state()
+    torch.testing.assert_close(net(x), seen, rtol=0, atol=0)
+    handle.moment.validating = True
+    assert not torch.equal(net(x), seen)
+    handle.moment.validating = False
+    assert torch.equal(net(x), seen) and torch.equal(handle.moment.generator.get_state(), state)
+    draws = []
+    for _ in range(3):
+        train(net, optimizer, x, 1)
+        draws.append(net(x))
+    assert not all(torch.equal(draw, seen) for draw in draws)

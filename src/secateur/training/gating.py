@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -15,10 +17,11 @@ from secateur.engine.seams import Auxiliaries, Gate, Moment
 from secateur.errors import ConfigError
 from secateur.granularity.registry import Units
 from secateur.training.guard import finite
+from secateur.training.places import Place, places
 from secateur.training.validation import Stream, frozen_statistics
 from secateur.training.watch import Watch
 
-Place = tuple[str, str, str]  # parameter; what holds it, below the module that reads it; leaf
+Kind = tuple[bool, bool, bool]  # of a forward: in training, of a validation batch, with gradients
 
 
 class Gated:
@@ -27,6 +30,10 @@ class Gated:
     While a layer runs, the gated weight stands in the instance's own dictionary, where Python looks
     before ``nn.Module`` looks among its parameters; afterwards it is gone. So parameters, names,
     state dicts and copies are those of the plain model.
+
+    What is random is drawn once an optimizer's step, and once for its validation batch: all modules
+    see the same draw, outside of the root's forward and in a forward that a checkpoint runs again
+    too. So several forwards of one step, as where gradients are accumulated, share it.
     """
 
     def __init__(self, gate: Gate, units: Units, moment: Moment, scaler: Any = None) -> None:
@@ -57,7 +64,9 @@ class Gated:
                 self.optimizer = kinds[gate.optimizer](trained, lr=gate.lr)
         self.handles: list[Any] = []
         self.awake = True  # hooks on copies of the model cannot be taken away
-        self._now: dict[str, Tensor] | None = None
+        self._now: dict[Kind, dict[str, Tensor]] = {}  # of shared gates, by kind of forward
+        self._running: Kind | None = None
+        self._reentrant = False
         self._unproven = {
             n for n, of in self.aux.items() if any(t.requires_grad for t in of.values())
         }
@@ -95,12 +104,12 @@ class Gated:
 
     def _place(self) -> None:
         model = self.moment.model
-        if self.gate.shared:  # one draw a forward, the same in every tensor of a unit
-            begin, end = self._one_draw()
+        if self.gate.shared:
+            begin, end = self._around()
             self.handles.append(model.register_forward_pre_hook(begin))
             self.handles.append(model.register_forward_hook(end, always_call=True))
-        modules, places = dict(model.named_modules(remove_duplicate=False)), self._places()
-        for owner, read in places.items():
+        modules = dict(model.named_modules(remove_duplicate=False))
+        for owner, read in places(model, self.gated()).items():
             module = modules[owner]
             if isinstance(module, nn.RNNBase):
                 raise ConfigError(
@@ -111,32 +120,6 @@ class Gated:
             self.handles.append(
                 module.register_forward_hook(self._unshadow(read), always_call=True)
             )
-
-    def _places(self) -> dict[str, list[Place]]:
-        """By the name of a module, what its forward reads; a tied parameter is read in several."""
-        model, gated = self.moment.model, set(self.gated())
-        modules = dict(model.named_modules(remove_duplicate=False))
-        named = list(model.named_parameters(remove_duplicate=False))
-        first: dict[int, str] = {}
-        for name, p in named:
-            if name in gated:
-                first.setdefault(id(p), name)
-        found: dict[str, list[Place]] = {}
-        seen: set[tuple[int, str, str]] = set()
-        for name, p in named:
-            if id(p) not in first:
-                continue
-            owner, _, leaf = name.rpartition(".")
-            parent, _, child = owner.rpartition(".")
-            at = [(owner, "")]
-            if child and isinstance(modules[parent], nn.MultiheadAttention):
-                at.append((parent, child))  # it reads out_proj.weight and never calls out_proj
-            for module, below in at:
-                if (place := (id(modules[module]), below, leaf)) not in seen:
-                    seen.add(place)
-                    called = name if name in gated else first[id(p)]
-                    found.setdefault(module, []).append((called, below, leaf))
-        return found
 
     def gated(self) -> list[str]:
         """Names of the parameters that the forward sees through the gate."""
@@ -151,22 +134,58 @@ class Gated:
         if named is None:
             named = dict(self.moment.model.named_parameters(remove_duplicate=False))
         if not self.gate.shared:
-            return {
-                n: self.gate.forward(named[n], self.aux[n], self.moment.masks[n], self.moment)
-                for n in names
-            }
-        factors = self._now if self._now is not None else self.units.spread(self.factors())
+            found = {}
+            for n in names:
+                with self._draw(n):
+                    found[n] = self.gate.forward(
+                        named[n], self.aux[n], self.moment.masks[n], self.moment
+                    )
+            return found
+        kept = self._kept()
+        factors = self.units.spread(self.factors()) if kept is None else kept
         return {n: named[n] * factors[n].to(named[n].dtype) for n in names if n in factors}
 
-    def _one_draw(self) -> tuple[Any, Any]:
+    def _around(self) -> tuple[Any, Any]:
         def begin(*_: Any) -> None:
             if self.awake:
-                self._now = self.units.spread(self.factors())
+                self._running = self._kind()
+                self._now[self._running] = self.units.spread(self.factors())
 
         def end(*_: Any) -> None:
-            self._now = None
+            self._running = None
 
         return begin, end  # functions: a bound method would be copied together with its object
+
+    def _kind(self) -> Kind:
+        return self.moment.model.training, self.moment.validating, torch.is_grad_enabled()
+
+    def _kept(self) -> dict[str, Tensor] | None:
+        """The factors of the root's forward, while it runs or a checkpoint runs a part again.
+
+        A checkpoint has to find the graph that it knows; a reentrant one, whose first forward has
+        no gradients, makes one of its own.
+        """
+        if self._running is not None:
+            self._reentrant |= self._running[2] and not torch.is_grad_enabled()
+            return self._now[self._running]
+        if self._reentrant or torch.compiler.is_compiling():
+            return None
+        backward = torch._C._current_graph_task_id() >= 0
+        return self._now.get(self._kind()) if backward else None
+
+    @contextmanager
+    def _draw(self, name: str) -> Iterator[None]:
+        """Whatever is drawn for these auxiliaries is the same until the step is over."""
+        moment = self.moment
+        own = moment.generator
+        if self.gate.random:
+            key = (own.initial_seed(), moment.step, moment.validating, name)
+            seed = int.from_bytes(sha256(repr(key).encode()).digest()[:7], "big")
+            moment.generator = torch.Generator().manual_seed(seed)
+        try:
+            yield
+        finally:
+            moment.generator = own
 
     def factors(self) -> dict[str, Tensor]:
         """The factor of each unit, by space (of a shared gate)."""
@@ -174,7 +193,8 @@ class Gated:
         for space, aux in self.aux.items():
             ones = torch.ones(self.units.counts[space], device=_device(aux))
             mask = self.moment.state.get(f"units.{space}", ones).bool()
-            found[space] = self.gate.factor(ones, aux, mask, self.moment)
+            with self._draw(space):
+                found[space] = self.gate.factor(ones, aux, mask, self.moment)
         return found
 
     def _shadow(self, read: list[Place]) -> Any:
@@ -329,6 +349,8 @@ class Gated:
                 self.optimizer.step()
             self.optimizer.zero_grad()
         self._watch.clear()
+        self._now.clear()
+        self._reentrant = False
         if not skipped:
             with torch.no_grad():
                 self.gate.updated(self.aux, self.moment)
@@ -345,6 +367,7 @@ class Gated:
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
+        self._now.clear()
         self._watch.remove()
 
     def state_dict(self) -> dict[str, Any]:
