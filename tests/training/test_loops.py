@@ -306,6 +306,60 @@ def test_a_step_with_a_closure_is_the_same_step(name: str) -> None:
     assert same(results[0][0], results[1][0]) and results[0][1] == results[1][1]
 
 
+class Derived(torch.optim.SGD):
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+class Evaluating(torch.optim.SGD):
+    """Runs the closure by itself, and may run out of memory."""
+
+    fails = False
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        with torch.enable_grad():
+            value = None if closure is None else closure()
+        super().step()
+        if self.fails:
+            raise torch.OutOfMemoryError
+        return value
+
+
+@pytest.mark.parametrize("name", ["gradual_magnitude", "l1", "movement"])
+@pytest.mark.parametrize("kind", [Derived, Evaluating])
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_step_that_calls_that_of_its_base_is_one_step(name: str, kind, closed: bool) -> None:
+    results = []
+    for cls in (torch.optim.SGD, kind):
+        net = build()
+        optimizer = cls(net.parameters(), lr=0.1, momentum=0.9)
+        options = {} if name == "l1" else {"amount": 0.6, "steps": 6}
+        handle = sec.attach(net, optimizer, name, **options)
+        for batch in batches(6):
+            closure = partial(backward, net, optimizer, batch)
+            if closed:
+                assert optimizer.step(closure).item() > 0
+            else:
+                closure()
+                optimizer.step()
+        assert handle.steps == 6
+        results.append((net, handle.finish().masks))
+    assert same(results[0][0], results[1][0]) and results[0][1] == results[1][1]
+
+
+def test_an_attachment_acts_on_after_a_step_that_failed() -> None:
+    net = build()
+    optimizer = Evaluating(net.parameters(), lr=0.1)
+    handle = sec.attach(net, optimizer, "gradual_magnitude", amount=0.6, steps=6)
+    optimizer.fails = True
+    with pytest.raises(torch.OutOfMemoryError):
+        train(net, optimizer, batches(1))
+    optimizer.fails = False
+    train(net, optimizer, batches(3))
+    assert handle.steps == 3
+
+
 def test_an_optimizer_of_many_evaluations_is_refused() -> None:
     net = build()
     with pytest.raises(ConfigError, match="LBFGS evaluates the loss several times"):

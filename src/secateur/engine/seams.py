@@ -116,12 +116,14 @@ class Gate:
         trains_weights: False if weights stay at their initial values (edge-popup).
         shared: True if the auxiliaries belong to units (spaces of the granularity) and the factor
             of a unit is spread over all tensors that make it.
+        random: True if it draws from ``moment.generator`` in a forward: then one step has one draw.
     """
 
     lr: float | None = 0.01
     optimizer: str = "sgd"
     trains_weights: bool = True
     shared: bool = False
+    random: bool = False
     scheduled: bool = False
 
     def auxiliaries(self, name: str, weight: Tensor, generator: torch.Generator) -> Tensors:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from secateur.methods.scoring import needs_initial
 from secateur.schedule import registry as schedules
 from secateur.training.gating import Gated
 from secateur.training.handle import ATTACHED, Handle, Sources
+from secateur.training.hooks import hook
 from secateur.training.resume import restore
 from secateur.training.start import first_masks
 from secateur.training.validation import Stream
@@ -100,7 +100,7 @@ def attach(
         >>> handle.finish().masks.sparsity
         0.5
     """
-    model, optimizer = _unwrapped(model), _innermost(optimizer)
+    given, model, optimizer = model, _unwrapped(model), _innermost(optimizer)
     _require_whole_number("seed", seed, None)
     _require_whole_number("steps", steps, 1)
     found = penalty_of(method) or _fixed(method)
@@ -174,7 +174,9 @@ def attach(
     sources = Sources(data, loss, seed, stream)
     handle = Handle(found, moment, cut, schedule, sources, allow_empty, scaler)
     if found.gate is not None:
-        handle.gated = Gated(found.gate, cut, moment)
+        handle.gated = Gated(found.gate, cut, moment, scaler)
+        if _compiled(given):  # what was compiled before knows no gates, and would not look
+            torch.compiler.reset()
     if validation is not None and not (handle.gated and handle.gated.tensors()):
         handle.detach()
         raise ConfigError(f"method {found.name!r} trains no auxiliaries: leave out validation=")
@@ -195,7 +197,7 @@ def attach(
                 p.copy_(old)
         handle.detach()
         raise
-    _hook(handle)
+    hook(handle)
     return handle
 
 
@@ -294,35 +296,6 @@ def _schedule(method: Method, steps: int | None) -> schedules.Schedule | None:
     return schedule
 
 
-def _hook(handle: Handle) -> None:
-    optimizer = handle.moment.optimizer
-
-    def before(_: Any, args: Any, kwargs: Any) -> Any:
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            handle.before_step()
-            return None
-        return args[:1], {**kwargs, "closure": partial(_run, closure, handle)}
-
-    def after(*_: Any) -> None:
-        handle.after_step()
-
-    handle._hooks = [
-        optimizer.register_step_pre_hook(before),
-        optimizer.register_step_post_hook(after),
-    ]
-    optimizer.__dict__[ATTACHED] = True
-    for p in handle.moment.parameters.values():
-        setattr(p, ATTACHED, True)
-
-
-def _run(closure: Callable[[], Any], handle: Handle) -> Any:
-    """A closure makes the gradients inside the step: only after it is there anything to change."""
-    value = closure()
-    handle.before_step()
-    return value
-
-
 def _require_whole_number(what: str, value: Any, least: int | None) -> None:
     if value is None and what == "steps":
         return
@@ -342,6 +315,14 @@ def _unwrapped(model: Any) -> nn.Module:
     ):
         model = inner
     return model
+
+
+def _compiled(model: nn.Module) -> bool:
+    """Whether the model or a part of it is compiled."""
+    return any(
+        "_orig_mod" in m._modules or getattr(m, "_compiled_call_impl", None) is not None
+        for m in model.modules()
+    )
 
 
 def _innermost(optimizer: Any) -> torch.optim.Optimizer:

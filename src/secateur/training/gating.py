@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -14,7 +17,11 @@ from secateur.engine.seams import Auxiliaries, Gate, Moment
 from secateur.errors import ConfigError
 from secateur.granularity.registry import Units
 from secateur.training.guard import finite
+from secateur.training.places import Place, places
 from secateur.training.validation import Stream, frozen_statistics
+from secateur.training.watch import Watch
+
+Kind = tuple[bool, bool, bool]  # of a forward: in training, of a validation batch, with gradients
 
 
 class Gated:
@@ -23,9 +30,13 @@ class Gated:
     While a layer runs, the gated weight stands in the instance's own dictionary, where Python looks
     before ``nn.Module`` looks among its parameters; afterwards it is gone. So parameters, names,
     state dicts and copies are those of the plain model.
+
+    What is random is drawn once an optimizer's step, and once for its validation batch: all modules
+    see the same draw, outside of the root's forward and in a forward that a checkpoint runs again
+    too. So several forwards of one step, as where gradients are accumulated, share it.
     """
 
-    def __init__(self, gate: Gate, units: Units, moment: Moment) -> None:
+    def __init__(self, gate: Gate, units: Units, moment: Moment, scaler: Any = None) -> None:
         self.gate, self.units, self.moment = gate, units, moment
         parameters = moment.parameters
         self.aux: Auxiliaries = {}
@@ -43,36 +54,71 @@ class Gated:
         }
         trained = [t for of in self.aux.values() for t in of.values() if t.requires_grad]
         self.optimizer: torch.optim.Optimizer | None = None
+        self._followed: list[nn.Parameter] = []  # whose rate each group has, where lr is None
         if trained:
             kinds: Mapping[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
-            lr = moment.rate() if gate.lr is None else gate.lr
-            self.optimizer = kinds[gate.optimizer](trained, lr=lr)
+            if gate.lr is None:
+                self.optimizer = kinds[gate.optimizer](self._groups(), lr=0.0)
+                self._follow()
+            else:
+                self.optimizer = kinds[gate.optimizer](trained, lr=gate.lr)
         self.handles: list[Any] = []
         self.awake = True  # hooks on copies of the model cannot be taken away
-        self._now: dict[str, Tensor] | None = None
+        self._now: dict[Kind, dict[str, Tensor]] = {}  # of shared gates, by kind of forward
+        self._running: Kind | None = None
+        self._reentrant = False
+        self._unproven = {
+            n for n, of in self.aux.items() if any(t.requires_grad for t in of.values())
+        }
+        self._watch = Watch(parameters.values() if trained else (), trained, scaler)
         self._place()
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The auxiliaries by the user's group of the weight that each belongs to."""
+        groups = self.moment.optimizer.param_groups
+        group_of = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
+        found: dict[int, dict[str, Any]] = {}
+        for name, of in self.aux.items():
+            weight = self._weight_of(name)
+            number = group_of.get(id(weight), 0)
+            if number not in found:
+                found[number] = {"params": []}
+                self._followed.append(weight)
+            found[number]["params"] += [t for t in of.values() if t.requires_grad]
+        return list(found.values())
+
+    def _weight_of(self, name: str) -> nn.Parameter:
+        """The parameter that an auxiliary belongs to; of a unit, the first with several rows."""
+        if not self.gate.shared:
+            return self.moment.parameters[name]
+        parameters = dict(self.moment.model.named_parameters(remove_duplicate=False))
+        spread = self.units.spread({name: torch.ones(self.units.counts[name])})
+        own = [parameters[n] for n in spread]
+        return next((p for p in own if p.dim() > 1), own[0])
+
+    def _follow(self) -> None:
+        """Give each group of auxiliaries the rate that its weights have now."""
+        if self.optimizer is not None and self.gate.lr is None:
+            for group, weight in zip(self.optimizer.param_groups, self._followed, strict=True):
+                group["lr"] = self.moment.rate(weight)
 
     def _place(self) -> None:
         model = self.moment.model
-        if self.gate.shared:  # one draw a forward, the same in every tensor of a unit
-            begin, end = self._one_draw()
+        if self.gate.shared:
+            begin, end = self._around()
             self.handles.append(model.register_forward_pre_hook(begin))
             self.handles.append(model.register_forward_hook(end, always_call=True))
-        modules = dict(model.named_modules())
-        by_module: dict[str, list[tuple[str, str]]] = {}
-        for name in self.gated():
-            owner, _, leaf = name.rpartition(".")
-            by_module.setdefault(owner, []).append((name, leaf))
-        for owner, leaves in by_module.items():
+        modules = dict(model.named_modules(remove_duplicate=False))
+        for owner, read in places(model, self.gated()).items():
             module = modules[owner]
             if isinstance(module, nn.RNNBase):
                 raise ConfigError(
                     f"{owner}: torch's {type(module).__name__} reads its weights where no gate can "
                     "stand; leave it out with ignore=, or use a method that masks"
                 )
-            self.handles.append(module.register_forward_pre_hook(self._shadow(leaves)))
+            self.handles.append(module.register_forward_pre_hook(self._shadow(read)))
             self.handles.append(
-                module.register_forward_hook(self._unshadow(leaves), always_call=True)
+                module.register_forward_hook(self._unshadow(read), always_call=True)
             )
 
     def gated(self) -> list[str]:
@@ -88,22 +134,58 @@ class Gated:
         if named is None:
             named = dict(self.moment.model.named_parameters(remove_duplicate=False))
         if not self.gate.shared:
-            return {
-                n: self.gate.forward(named[n], self.aux[n], self.moment.masks[n], self.moment)
-                for n in names
-            }
-        factors = self._now if self._now is not None else self.units.spread(self.factors())
+            found = {}
+            for n in names:
+                with self._draw(n):
+                    found[n] = self.gate.forward(
+                        named[n], self.aux[n], self.moment.masks[n], self.moment
+                    )
+            return found
+        kept = self._kept()
+        factors = self.units.spread(self.factors()) if kept is None else kept
         return {n: named[n] * factors[n].to(named[n].dtype) for n in names if n in factors}
 
-    def _one_draw(self) -> tuple[Any, Any]:
+    def _around(self) -> tuple[Any, Any]:
         def begin(*_: Any) -> None:
             if self.awake:
-                self._now = self.units.spread(self.factors())
+                self._running = self._kind()
+                self._now[self._running] = self.units.spread(self.factors())
 
         def end(*_: Any) -> None:
-            self._now = None
+            self._running = None
 
         return begin, end  # functions: a bound method would be copied together with its object
+
+    def _kind(self) -> Kind:
+        return self.moment.model.training, self.moment.validating, torch.is_grad_enabled()
+
+    def _kept(self) -> dict[str, Tensor] | None:
+        """The factors of the root's forward, while it runs or a checkpoint runs a part again.
+
+        A checkpoint has to find the graph that it knows; a reentrant one, whose first forward has
+        no gradients, makes one of its own.
+        """
+        if self._running is not None:
+            self._reentrant |= self._running[2] and not torch.is_grad_enabled()
+            return self._now[self._running]
+        if self._reentrant or torch.compiler.is_compiling():
+            return None
+        backward = torch._C._current_graph_task_id() >= 0
+        return self._now.get(self._kind()) if backward else None
+
+    @contextmanager
+    def _draw(self, name: str) -> Iterator[None]:
+        """Whatever is drawn for these auxiliaries is the same until the step is over."""
+        moment = self.moment
+        own = moment.generator
+        if self.gate.random:
+            key = (own.initial_seed(), moment.step, moment.validating, name)
+            seed = int.from_bytes(sha256(repr(key).encode()).digest()[:7], "big")
+            moment.generator = torch.Generator().manual_seed(seed)
+        try:
+            yield
+        finally:
+            moment.generator = own
 
     def factors(self) -> dict[str, Tensor]:
         """The factor of each unit, by space (of a shared gate)."""
@@ -111,26 +193,74 @@ class Gated:
         for space, aux in self.aux.items():
             ones = torch.ones(self.units.counts[space], device=_device(aux))
             mask = self.moment.state.get(f"units.{space}", ones).bool()
-            found[space] = self.gate.factor(ones, aux, mask, self.moment)
+            with self._draw(space):
+                found[space] = self.gate.factor(ones, aux, mask, self.moment)
         return found
 
-    def _shadow(self, leaves: list[tuple[str, str]]) -> Any:
+    def _shadow(self, read: list[Place]) -> Any:
         def before(module: nn.Module, _: Any) -> None:
             if not self.awake:
                 return
-            own = {n: module.get_parameter(leaf) for n, leaf in leaves}  # a copied module's are its
+            own: dict[str, Tensor] = {}  # a copied module's are its
+            for name, child, leaf in read:
+                if (p := module.get_submodule(child)._parameters[leaf]) is not None:
+                    own[name] = p
             seen = self.effective(list(own), own)
-            for name, leaf in leaves:
-                module.__dict__[leaf] = seen[name]
+            for name, child, leaf in read:
+                module.get_submodule(child).__dict__[leaf] = seen[name]
 
         return before
 
-    def _unshadow(self, leaves: list[tuple[str, str]]) -> Any:
+    def _unshadow(self, read: list[Place]) -> Any:
         def after(module: nn.Module, _: Any, __: Any) -> None:
-            for _, leaf in leaves:
-                module.__dict__.pop(leaf, None)
+            for _, child, leaf in read:
+                module.get_submodule(child).__dict__.pop(leaf, None)
 
         return after
+
+    def require_reached(self) -> None:
+        """Refuse a parameter that the loop's loss reaches past its gate.
+
+        Raises:
+            ConfigError: It got a gradient, and what is trained in its gate got none on any rank.
+        """
+        if not self._unproven:
+            return
+        names = sorted(self._unproven)
+        got = [any(t.grad is not None for t in self.aux[n].values()) for n in names]
+        have = torch.tensor(got, device=self._device, dtype=torch.float32)
+        with ranks.together():
+            ranks.mean_([have])
+        for name, reached in zip(names, have.tolist(), strict=True):
+            if reached:
+                self._unproven.discard(name)
+            elif (found := self._read_elsewhere(name)) is not None:
+                raise ConfigError(
+                    f"{found} got a gradient past its gate: the model reads it elsewhere than in "
+                    "the forward of the module that owns it, where no gate can stand; leave it out "
+                    f"with ignore=[{found!r}]"
+                )
+
+    def _read_elsewhere(self, name: str) -> str | None:
+        """A parameter with this gate that got a gradient which the gate should have got too."""
+        moment, own = self.moment, [name]
+        if self.gate.shared:
+            own = list(self.units.spread({name: torch.ones(self.units.counts[name])}))
+        reached = [(n, moment.parameters[n]) for n in own if n in moment.parameters]
+        reached = [(n, p) for n, p in reached if self._watch.saw(p)]
+        if not reached:
+            return None
+        state = moment.generator.get_state()
+        with torch.enable_grad():
+            if self.gate.shared:
+                value = self.factors()[name]
+            else:
+                seen = {name: moment.parameters[name].detach()}
+                value = self.effective([name], seen)[name]
+        moment.generator.set_state(state)
+        if not value.requires_grad:
+            return None
+        return next((n for n, p in reached if p.grad is not None and bool(p.grad.any())), None)
 
     def scores(self) -> dict[str, Tensor] | None:
         """Which elements (units, if shared) stay, by score; None where the gate counts itself."""
@@ -160,7 +290,7 @@ class Gated:
         batch = stream.batch(moment.step)
         moment.validating = True
         try:
-            with torch.enable_grad(), frozen_statistics(moment.model):
+            with torch.enable_grad(), frozen_statistics(moment.model), self._watch.closed():
                 value = task_loss(run(moment.model, batch), batch, loss)
                 grads = torch.autograd.grad(value, trained, allow_unused=True)
         finally:
@@ -180,6 +310,13 @@ class Gated:
             overflowing: Whether a scaler skips steps unseen: what overflowed then is forgotten.
         """
         with ranks.together():
+            if ranks.several() and self.tensors():  # a rank may not have used what another has
+                got = [float(t.grad is not None) for t in self.tensors()]
+                have = torch.tensor(got, device=self._device)
+                ranks.mean_([have])
+                for t, used in zip(self.tensors(), have.tolist(), strict=True):
+                    if used and t.grad is None:
+                        t.grad = torch.zeros_like(t)
             ranks.mean_(self.gradients())
         if overflowing and not finite(self.gradients()):
             for t in self.tensors():
@@ -198,7 +335,8 @@ class Gated:
             loss = self.gate.loss(self.aux, self.moment)
         if loss is not None and loss.requires_grad:
             trained = [*self.tensors(), *self.moment.parameters.values()]
-            grads = torch.autograd.grad(loss, trained, allow_unused=True)
+            with self._watch.closed():
+                grads = torch.autograd.grad(loss, trained, allow_unused=True)
             for t, g in zip(trained, grads, strict=True):
                 if g is not None:
                     t.grad = g if t.grad is None else t.grad + g
@@ -206,14 +344,20 @@ class Gated:
     def after_step(self, skipped: bool) -> None:
         """Step the auxiliaries with the weights; forget their gradients."""
         if self.optimizer is not None:
-            if self.gate.lr is None:
-                self.optimizer.param_groups[0]["lr"] = self.moment.rate()
+            self._follow()
             if not skipped:
                 self.optimizer.step()
             self.optimizer.zero_grad()
+        self._watch.clear()
+        self._now.clear()
+        self._reentrant = False
         if not skipped:
             with torch.no_grad():
                 self.gate.updated(self.aux, self.moment)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.moment.parameters.values())).device
 
     def tensors(self) -> list[Tensor]:
         return [t for of in self.aux.values() for t in of.values() if t.requires_grad]
@@ -223,10 +367,13 @@ class Gated:
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
+        self._now.clear()
+        self._watch.remove()
 
     def state_dict(self) -> dict[str, Any]:
         aux = {n: {k: t.detach().clone() for k, t in of.items()} for n, of in self.aux.items()}
-        return {"aux": aux, "optimizer": self.optimizer.state_dict() if self.optimizer else {}}
+        slots = deepcopy(self.optimizer.state_dict()) if self.optimizer else {}
+        return {"aux": aux, "optimizer": slots}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -234,7 +381,9 @@ class Gated:
             for key, tensor in of.items():
                 tensor.copy_(state["aux"][name][key])
         if self.optimizer is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
+            self.optimizer.zero_grad()
+        self._watch.clear()
 
 
 def _device(aux: Mapping[str, Tensor]) -> torch.device:

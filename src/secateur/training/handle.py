@@ -106,6 +106,7 @@ class Handle:
         weights = [p.grad for p in moment.model.parameters() if p.grad is not None]
         searching = unscale(moment.optimizer, weights)
         if self.gated is not None:
+            self.gated.require_reached()
             if validation is not None:
                 self.gated.validate(validation, self.sources.loss)
             self.gated.average(overflowing=self.scaler is not None)

@@ -41,6 +41,7 @@ class Markov(Gate):
     strength: float = 0.1
     warm: float = 0.2
     end: float = 0.6
+    random = True
     scheduled = True
 
     def auxiliaries(self, name: str, weight: Tensor, generator: torch.Generator) -> Tensors:

@@ -57,7 +57,7 @@ class Allocated(Gate):
     blunt: float = 1.0
     sharp: float = 50.0
     end: float = 0.6
-    scheduled = True
+    random = scheduled = True
 
     def auxiliaries(self, name: str, weight: Tensor, generator: torch.Generator) -> Tensors:
         return {"theta": weight.new_tensor(self.initial), "size": torch.ones_like(weight)}

@@ -45,6 +45,7 @@ class HardConcrete(Gate):
     strength: float = 1.0
     dropped: float = 0.5
     decay: float = 0.0
+    random = True
 
     def auxiliaries(self, name: str, weight: Tensor, generator: torch.Generator) -> Tensors:
         drawn = torch.randn(weight.shape, generator=generator) * 0.01
@@ -98,9 +99,9 @@ def l0(
 ) -> Method:
     r"""L0 regularisation: the loss is charged with the expected share of gates that are open.
 
-    The forward sees $w z$ with $z$ sampled from the hard concrete distribution, and the loss gets
-    ``strength`` $\cdot \frac1N\sum P(z \neq 0) + \frac{\lambda_2}{2} \sum P(z \neq 0)\,w^2$. At the
-    end the gates are constants, and what is zero is gone.
+    The forward sees $w z$ with $z$ sampled once a step from the hard concrete distribution, and the
+    loss gets ``strength`` $\cdot \frac1N\sum P(z \neq 0) + \frac{\lambda_2}{2} \sum P(z \neq 0)
+    \,w^2$. At the end the gates are constants, and what is zero is gone.
 
     Args:
         amount: Fraction removed; the charge stops where it is reached in expectation, and at the
