@@ -20,6 +20,9 @@ from secateur.names import match_names, unknown
 
 FORMAT = "secateur-masks-1"
 _DENSE = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)  # of more than one dimension too
+_LAYERS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase,
+           nn.MultiheadAttention)  # fmt: skip
+_NO_WEIGHTS = ("embed", "token", "position", "bias")  # in names of parameters of other modules
 
 
 class MaskSet(Mapping[str, Tensor]):
@@ -245,7 +248,10 @@ def keep_top(scores: Tensor, keep: int) -> Tensor:
 def weights_of(model: nn.Module, ignore: Iterable[str] = ()) -> dict[str, nn.Parameter]:
     """The parameters that sparsity is usually about: weights of two and more dimensions.
 
-    Biases, norms and embeddings stay dense, as in the literature.
+    Biases, norms and embeddings stay dense, as in the literature, and what is shared with an
+    embedding. Of modules that are not torch's own layers the matrices count, but for what is no
+    matrix by its shape, as scales (channels, 1, 1) and positions (1, tokens, width), or by its
+    name, as tokens and tables of positions. A ``MaskSet`` may name any parameter.
 
     Args:
         model: The model.
@@ -259,12 +265,17 @@ def weights_of(model: nn.Module, ignore: Iterable[str] = ()) -> dict[str, nn.Par
         ['0.weight', '2.weight']
     """
     modules = dict(model.named_modules())
+    owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for module in modules.values():
+        for leaf, p in module.named_parameters(recurse=False, remove_duplicate=False):
+            owners.setdefault(p, []).append((module, leaf))
     found = {
         n: p
         for n, p in model.named_parameters()
         if p.dim() > 1
         and p.is_floating_point()
-        and not isinstance(modules[n.rpartition(".")[0]], _DENSE)
+        and not any(_stays_dense(module) for module, _ in owners[p])
+        and any(_is_weight(module, leaf, p) for module, leaf in owners[p])
     }
     left: set[str] = set()
     names = [*modules, *(n for n, _ in model.named_parameters())]
@@ -277,6 +288,19 @@ def weights_of(model: nn.Module, ignore: Iterable[str] = ()) -> dict[str, nn.Par
         for n, p in found.items()
         if not any(n == hit or n.startswith(f"{hit}.") for hit in left if hit)
     }
+
+
+def _stays_dense(module: nn.Module) -> bool:
+    own = not isinstance(module, _LAYERS) and "Embedding" in type(module).__name__
+    return own or isinstance(module, _DENSE)
+
+
+def _is_weight(module: nn.Module, leaf: str, p: Tensor) -> bool:
+    """Whether a parameter of two and more dimensions is used as a weight by its owner."""
+    if isinstance(module, _LAYERS) or type(module).__name__ == "Conv1D":
+        return "bias" not in leaf and leaf != "weight_g"
+    matrix = p.shape[0] > 1 and p.numel() > max(p.shape)
+    return matrix and not any(word in leaf.lower() for word in _NO_WEIGHTS)
 
 
 def _packed(mask: Tensor) -> Tensor:
