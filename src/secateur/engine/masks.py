@@ -245,7 +245,31 @@ def keep_top(scores: Tensor, keep: int) -> Tensor:
     return mask.view(scores.shape)
 
 
-def weights_of(model: nn.Module, ignore: Iterable[str] = ()) -> dict[str, nn.Parameter]:
+class Weights(dict[str, nn.Parameter]):
+    """Weights by name.
+
+    Attributes:
+        inputs: Name -> the axis along which the inputs are, and how many each output has.
+    """
+
+    inputs: Mapping[str, tuple[int, int]] = {}
+
+
+def inputs_of(module: nn.Module, weight: Tensor) -> tuple[int, int]:
+    """The axis of a layer's weight that is summed over, and how many inputs each output has there.
+
+    Example:
+        >>> layer = nn.ConvTranspose2d(8, 6, 3, groups=2)
+        >>> inputs_of(layer, layer.weight), inputs_of(nn.Linear(3, 2), torch.ones(2, 3))
+        ((0, 4), (1, 3))
+    """
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return 0, weight.shape[0] // module.groups
+    axis = 0 if type(module).__name__ == "Conv1D" else 1
+    return axis, weight.shape[axis]
+
+
+def weights_of(model: nn.Module, ignore: Iterable[str] = ()) -> Weights:
     """The parameters that sparsity is usually about: weights of two and more dimensions.
 
     Biases, norms and embeddings stay dense, as in the literature, and what is shared with an
@@ -283,11 +307,13 @@ def weights_of(model: nn.Module, ignore: Iterable[str] = ()) -> dict[str, nn.Par
         if not matched:
             raise ConfigError(unknown("module or parameter", pattern, names))
         left.update(matched)
-    return {
-        n: p
+    weights = Weights(
+        (n, p)
         for n, p in found.items()
         if not any(n == hit or n.startswith(f"{hit}.") for hit in left if hit)
-    }
+    )
+    weights.inputs = {n: inputs_of(owners[p][0][0], p) for n, p in weights.items()}
+    return weights
 
 
 def _stays_dense(module: nn.Module) -> bool:
