@@ -124,7 +124,7 @@ def free_tickets(
         share: Fraction exchanged at first.
         jump: Fraction exchanged as a refinement starts.
         scope: Allocation of the first, random mask.
-        granularity: What is exchanged as one.
+        granularity: What is exchanged as one; not channels, which get no gradient while masked.
 
     Raises:
         ConfigError: An option out of range.

@@ -41,7 +41,7 @@ def rigl(
         share: Fraction exchanged at first.
         stop: Part of training after which the mask is fixed.
         scope: Allocation of the first, random mask.
-        granularity: What is exchanged as one.
+        granularity: What is exchanged as one; not channels, which get no gradient while masked.
 
     Example:
         >>> rigl(0.9).grow
