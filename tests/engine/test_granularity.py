@@ -358,3 +358,41 @@ def test_a_group_of_inputs_is_within_one_group_of_a_transposed_convolution() -> 
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     with pytest.raises(ConfigError, match=r"weight.*6 inputs.*multiple of 4.*ignore="):
         sec.attach(layer, optimizer, "initial_magnitude", amount=0.5, granularity="2:4")
+
+
+class Scaled(nn.Module):
+    """A 1x1 convolution, a depthwise one behind it, and what reads them."""
+
+    def __init__(self, norms: bool) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 1)
+        self.depthwise = nn.Conv2d(4, 4, 3, groups=4)
+        self.norm = nn.BatchNorm2d(4) if norms else nn.Identity()
+        self.last = nn.Conv2d(4, 2, 1)
+
+    def units(self, x: Tensor) -> Tensor:
+        return self.norm(self.depthwise(self.first(x).relu()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.units(x).relu())
+
+
+@pytest.mark.parametrize("norms", [False, True])
+def test_a_factor_acts_once_on_the_way_of_its_unit(norms) -> None:
+    torch.manual_seed(0)
+    net, x = Scaled(norms), torch.randn(2, 3, 6, 6)
+    whole = net.units(x).detach()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    handle = sec.attach(net, optimizer, "sparse_structure_selection", example_inputs=x)
+    (aux,) = handle.gated.aux.values()
+    aux["scale"].data.copy_(torch.tensor([0.5, 1.0, 0.25, 0.0]))
+    seen = []
+    hook = net.last.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    net(x)
+    hook.remove()
+    expected = whole * aux["scale"].detach().view(1, 4, 1, 1)
+    torch.testing.assert_close(seen[0], expected.relu())
+    handle.finish()
+    torch.testing.assert_close(net.units(x).detach(), expected)
+    for layer in (net.first, net.depthwise):
+        assert (layer.weight.flatten(1) != 0).any(1).tolist() == [True, True, True, False]
