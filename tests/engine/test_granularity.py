@@ -319,3 +319,80 @@ def test_what_does_not_fit_is_said() -> None:
             units(which, elements)
     with pytest.raises(DataError, match="odd"):
         choose({"odd": torch.full((3, 5), torch.nan)}, units("row", elements), 0.5)
+
+
+class Conv1D(nn.Module):
+    """As the one of Transformers: a linear layer that stores ``(in, out)``."""
+
+    def __init__(self, out: int, inputs: int) -> None:
+        super().__init__()
+        self.nf = out
+        self.weight = nn.Parameter(torch.randn(inputs, out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Conv1D(6, 8),
+        nn.ConvTranspose2d(8, 6, 3),
+        nn.ConvTranspose1d(16, 6, 3, groups=2),
+        nn.Conv2d(16, 6, 3, groups=2),
+        nn.Linear(8, 6),
+    ],
+)
+def test_n_of_m_inputs_go_whichever_axis_they_are(layer) -> None:
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    handle = sec.attach(layer, optimizer, "initial_magnitude", amount=0.5, granularity="2:4")
+    weight, mask = layer.weight.detach(), handle.masks["weight"]
+    own = isinstance(layer, Conv1D | nn.ConvTranspose1d | nn.ConvTranspose2d)
+    by_input = mask.movedim(0 if own else 1, 0).unflatten(0, (-1, 4))
+    assert bool((by_input.sum(1) == 2).all())
+    assert torch.equal(weight != 0, mask)
+
+
+def test_a_group_of_inputs_is_within_one_group_of_a_transposed_convolution() -> None:
+    layer = nn.ConvTranspose1d(12, 8, 3, groups=2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    with pytest.raises(ConfigError, match=r"weight.*6 inputs.*multiple of 4.*ignore="):
+        sec.attach(layer, optimizer, "initial_magnitude", amount=0.5, granularity="2:4")
+
+
+class Scaled(nn.Module):
+    """A 1x1 convolution, a depthwise one behind it, and what reads them."""
+
+    def __init__(self, norms: bool) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 1)
+        self.depthwise = nn.Conv2d(4, 4, 3, groups=4)
+        self.norm = nn.BatchNorm2d(4) if norms else nn.Identity()
+        self.last = nn.Conv2d(4, 2, 1)
+
+    def units(self, x: Tensor) -> Tensor:
+        return self.norm(self.depthwise(self.first(x).relu()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.units(x).relu())
+
+
+@pytest.mark.parametrize("norms", [False, True])
+def test_a_factor_acts_once_on_the_way_of_its_unit(norms) -> None:
+    torch.manual_seed(0)
+    net, x = Scaled(norms), torch.randn(2, 3, 6, 6)
+    whole = net.units(x).detach()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    handle = sec.attach(net, optimizer, "sparse_structure_selection", example_inputs=x)
+    (aux,) = handle.gated.aux.values()
+    aux["scale"].data.copy_(torch.tensor([0.5, 1.0, 0.25, 0.0]))
+    seen = []
+    hook = net.last.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    net(x)
+    hook.remove()
+    expected = whole * aux["scale"].detach().view(1, 4, 1, 1)
+    torch.testing.assert_close(seen[0], expected.relu())
+    handle.finish()
+    torch.testing.assert_close(net.units(x).detach(), expected)
+    for layer in (net.first, net.depthwise):
+        assert (layer.weight.flatten(1) != 0).any(1).tolist() == [True, True, True, False]

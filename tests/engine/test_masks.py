@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+import secateur as sec
 from secateur.engine.masks import MaskSet, keep_top, weights_of
 from secateur.errors import ConfigError, PlanError, StoreError
 
@@ -104,6 +105,61 @@ def test_what_goes_is_zero_and_the_rest_untouched() -> None:
     mask = torch.arange(12).view(3, 4) % 3 == 0
     MaskSet({"weight": mask}).apply(net)
     assert torch.equal(net.weight, weight * mask)
+
+
+class Block(nn.Module):
+    """A module with matrices of its own, and with what only looks like one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, add_bias_kv=True)
+        self.last = nn.Linear(8, 1)
+        self.mix = nn.Parameter(torch.ones(8, 8))
+        self.experts = nn.Parameter(torch.ones(3, 8, 8))
+        self.class_token = nn.Parameter(torch.ones(1, 1, 8))
+        self.pos_embedding = nn.Parameter(torch.ones(1, 5, 8))
+        self.positional_embedding = nn.Parameter(torch.ones(5, 8))
+        self.relative_position_bias_table = nn.Parameter(torch.ones(9, 2))
+        self.layer_scale = nn.Parameter(torch.ones(8, 1, 1))
+
+
+def test_only_matrices_of_a_modules_own_count() -> None:
+    assert set(weights_of(Block())) == {
+        "mix",
+        "experts",
+        "attention.in_proj_weight",
+        "attention.out_proj.weight",
+        "last.weight",
+    }
+
+
+@pytest.mark.parametrize("head_first", [True, False])
+def test_what_is_shared_with_an_embedding_stays_dense(head_first) -> None:
+    embedding, head = nn.Embedding(20, 8), nn.Linear(8, 20, bias=False)
+    head.weight = embedding.weight
+    layers = [head, embedding] if head_first else [embedding, head]
+    assert list(weights_of(nn.ModuleList([*layers, nn.Linear(8, 8)]))) == ["2.weight"]
+
+
+def test_positions_and_scales_of_real_networks_stay_dense() -> None:
+    models = pytest.importorskip("torchvision").models
+    with torch.device("meta"):
+        vit, convnext = models.vit_b_16(), models.convnext_tiny()
+    for net in (vit, convnext):
+        kept = weights_of(net)
+        words = ("token", "embedding", "scale", "norm", "bias")
+        assert not [n for n in kept if any(word in n for word in words)]
+    layers = (nn.Linear, nn.Conv2d)
+    assert len(weights_of(convnext)) == sum(isinstance(m, layers) for m in convnext.modules())
+    assert "encoder.layers.encoder_layer_0.self_attention.in_proj_weight" in weights_of(vit)
+
+
+def test_a_mask_set_may_name_what_else_stays_dense() -> None:
+    net = Block()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    mask = torch.arange(40).view(1, 5, 8) % 2 == 0
+    handle = sec.attach(net, optimizer, MaskSet({"pos_embedding": mask}))
+    assert handle.sparsity == 0.5 and torch.equal(net.pos_embedding != 0, mask)
 
 
 def test_weights_are_what_the_literature_prunes() -> None:

@@ -1,7 +1,12 @@
 """Continuous sparsification against its rounds written out."""
 
+import pytest
 import torch
 from gate_runs import attached, batches, gradient, layer, train
+from torch import nn
+
+import secateur as sec
+from secateur.errors import ConfigError
 
 
 def test_two_rounds_equal_the_same_written_out() -> None:
@@ -38,3 +43,28 @@ def test_a_sharp_gate_is_the_step_function() -> None:
     s = torch.tensor([-0.1, -1e-3, 1e-3, 0.1])
     factor = handle.gated.gate.factor(s, {"s": s}, s, handle.moment)
     torch.testing.assert_close(factor, torch.tensor([0.0, 0.0, 2.0, 2.0]))
+
+
+def test_statistics_of_batch_norms_go_back_with_the_weights() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    sec.attach(net, optimizer, "continuous_sparsification", steps=9, rounds=3, rewind=0.25)
+    seen = []
+    for _ in range(9):
+        optimizer.zero_grad()
+        net(torch.randn(4, 8) + 5).square().mean().backward()
+        optimizer.step()
+        seen.append({n: t.clone() for n, t in net.state_dict().items()})
+    for end in (2, 5):  # the rewind is to after the second step
+        for name, tensor in seen[1].items():
+            assert torch.equal(seen[end][name], tensor), name
+    assert int(net[1].num_batches_tracked) == 5
+
+
+@pytest.mark.parametrize("options", [{"rounds": 3, "rewind": 0.5}, {"rounds": 0}, {"rewind": -0.1}])
+def test_a_rewind_is_inside_the_first_round(options) -> None:
+    net = nn.Linear(8, 3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(ConfigError, match=r"rewind in \[0, 1/rounds\)"):
+        sec.attach(net, optimizer, "continuous_sparsification", steps=9, **options)

@@ -42,3 +42,11 @@ def test_weights_may_stay_as_they_came() -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     sec.attach(net, optimizer, ("edge_popup", {"constant": False}), amount=0.5)
     assert torch.equal(net[0].weight, before)
+
+
+def test_the_inputs_of_a_transposed_convolution_are_along_its_first_axis() -> None:
+    net = torch.nn.ConvTranspose2d(8, 6, 3, groups=2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    sec.attach(net, optimizer, "edge_popup", amount=0.75)
+    size = (2 / (0.25 * 4 * 9)) ** 0.5
+    torch.testing.assert_close(net.weight.detach().abs(), torch.full((8, 3, 3, 3), size))

@@ -18,37 +18,61 @@ def run(steps: int = 40, every: int = 2, **options):
     return net, optimizer, handle
 
 
+def ends(net, optimizer, handle, steps=(24, 32, 40)):
+    """Masks, state and output at the ends of the refinements, as an exchange finds them."""
+    found, x = [], vectors(1)[0][0]
+
+    def keep() -> None:
+        state = {n: t.clone() for n, t in net.state_dict().items()}
+        found.append((handle.masks, state, net(x).detach()))
+
+    train(
+        net,
+        optimizer,
+        vectors(steps[-1]),
+        before=lambda step: keep() if step + 1 in steps[:-1] else None,
+        after=lambda step: keep() if step + 1 == steps[-1] else None,
+    )
+    return x, found
+
+
 def test_tickets_are_the_network_at_the_ends_of_the_refinements() -> None:
     net, optimizer, handle = run()
+    x, found = ends(net, optimizer, handle)  # 0.4, then fifths
+    members = collected(handle.moment)
+    assert len(members) == 3
+    for member, (_, state, output) in zip(members, found, strict=True):
+        for name, tensor in member.items():
+            assert torch.equal(tensor, state[name]), name
+        other = dense()
+        other.load_state_dict(member)
+        assert torch.equal(other(x), output)
+
+
+def test_all_members_are_as_sparse_as_asked() -> None:
+    net, optimizer, handle = run()
+    _, found = ends(net, optimizer, handle)
+    kept = [masks for masks, _, _ in found]
+    assert [m.kept for m in kept] == [150, 150, 150]
+    for member, masks in zip(collected(handle.moment), kept, strict=True):
+        assert sum(int((member[name] != 0).sum()) for name in masks) == 150
+        for name, mask in masks.items():
+            assert not bool(member[name][~mask].any())
+        both = sum(int((masks[n] & kept[0][n]).sum()) for n in masks)
+        either = sum(int((masks[n] | kept[0][n]).sum()) for n in masks)
+        assert (both / either == 1) == (masks is kept[0])
+
+
+def test_without_an_exchange_at_the_end_the_last_step_counts() -> None:
+    net, optimizer, handle = run(every=5)
     states = {}
 
     def look(step: int) -> None:
         states[step + 1] = {n: t.clone() for n, t in net.state_dict().items()}
 
     train(net, optimizer, vectors(40), after=look)
-    members = collected(handle.moment)
-    assert len(members) == 3
-    for member, step in zip(members, (24, 32, 40), strict=True):  # 0.4, then fifths
-        for name, tensor in member.items():
-            assert torch.equal(tensor, states[step][name]), (step, name)
-
-
-def test_all_members_are_as_sparse_as_asked() -> None:
-    net, optimizer, handle = run()
-    kept = []
-
-    def look(step: int) -> None:
-        if step + 1 in (24, 32, 40):
-            kept.append(handle.masks)
-
-    train(net, optimizer, vectors(40), after=look)
-    assert [m.kept for m in kept] == [150, 150, 150]
-    for member, masks in zip(collected(handle.moment), kept, strict=True):
-        for name, mask in masks.items():
-            assert not bool(member[name][~mask].any())
-        both = sum(int((masks[n] & kept[0][n]).sum()) for n in masks)
-        either = sum(int((masks[n] | kept[0][n]).sum()) for n in masks)
-        assert (both / either == 1) == (masks is kept[0])
+    for member, step in zip(collected(handle.moment), (24, 32, 40), strict=True):
+        assert all(torch.equal(t, states[step][n]) for n, t in member.items())
 
 
 def test_the_first_exchange_of_a_refinement_is_the_largest() -> None:

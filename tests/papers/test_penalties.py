@@ -135,11 +135,12 @@ def slices(weight, group: str) -> list[tuple]:
         "channel": [(whole, c) for c in range(into)],
         "shape": [(whole, c, h, w) for c in range(into) for h in range(high) for w in range(wide)],
         "kernel": [(n, c) for n in range(out) for c in range(into)],
+        "depth": [(whole,)],
     }[group]
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("group", ["filter", "channel", "shape", "kernel"])
+@pytest.mark.parametrize("group", ["filter", "channel", "shape", "kernel", "depth"])
 def test_the_group_lasso_equals_a_loop_over_groups(group, scaled) -> None:
     torch.manual_seed(0)
     weight = torch.randn(4, 3, 2, 2)
@@ -158,7 +159,8 @@ def test_the_group_lasso_equals_a_loop_over_groups(group, scaled) -> None:
             scale = step * (weight[at].numel() ** 0.5 if scaled else 1) / norm
             expected[at] = weight[at] * (max(0.0, 1 - scale) if proximal else 1 - scale)
         torch.testing.assert_close(net.weight.detach(), expected)
-        assert not proximal or group == "shape" or bool((net.weight == 0).any())
+        some = group not in ("shape", "depth")
+        assert not (proximal and some) or bool((net.weight == 0).any())
 
 
 def test_the_golden_proximal_step() -> None:
@@ -172,10 +174,40 @@ def test_the_golden_proximal_step() -> None:
     torch.testing.assert_close(net.weight.detach(), expected, atol=1e-5, rtol=0)
 
 
+class Shortcut(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(81, 16)
+        self.branch = nn.Linear(16, 16, bias=False)
+        self.last = nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.stem(x.flatten(1))
+        return self.last(x + self.branch(x).relu())
+
+
+def test_with_the_group_depth_a_whole_layer_beside_a_shortcut_goes() -> None:
+    torch.manual_seed(0)
+    net = Shortcut()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    handle = sec.attach(
+        net, optimizer, "ssl", strength=5.0, groups=["depth"], ignore=["stem", "last"]
+    )
+    seen = []
+    train(
+        net, optimizer, batches(12), after=lambda: seen.append(int((net.branch.weight != 0).sum()))
+    )
+    assert set(seen) == {0, 256}  # all of it or nothing
+    x = batches(1)[0][0]
+    assert torch.equal(net(x), net.last(net.stem(x.flatten(1))))
+    assert handle.finish().masks.empty() == ["branch.weight"]
+
+
 def test_structures_that_the_group_lasso_made_zero_are_removed() -> None:
+    torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(81, 20, bias=False), nn.ReLU(), nn.Linear(20, 5))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    handle = sec.attach(net, optimizer, "ssl", strength=0.8, groups=["filter"], ignore=["3"])
+    handle = sec.attach(net, optimizer, "ssl", strength=0.7, groups=["filter"], ignore=["3"])
     train(net, optimizer, batches(8))
     left = int(net[1].weight.any(1).sum())
     assert 0 < left < 20

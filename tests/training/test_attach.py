@@ -291,23 +291,36 @@ def test_channels_that_are_zero_can_be_removed_and_that_is_proven() -> None:
     torch.testing.assert_close(result.model.eval()(x), net(x), atol=1e-5, rtol=1e-4)
 
 
+class Sum(nn.Module):
+    """Two layers that make the same units together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 8, 3), nn.Conv2d(1, 8, 3)
+        self.last = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last((self.first(x) + self.second(x)).relu().mean((2, 3)))
+
+
 def test_a_unit_has_one_draw_a_forward_in_all_its_tensors() -> None:
     torch.manual_seed(0)
-    net = convolutional()
+    net = Sum()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     handle = sec.attach(
         net, optimizer, ("l0", {"granularity": "channel"}), example_inputs=batches(1)[0][0]
     )
     seen: dict[str, Tensor] = {}
-    net[0].register_forward_hook(lambda m, *_: seen.update({"filter": m.__dict__["weight"]}))
-    net[1].register_forward_hook(lambda m, *_: seen.update({"scale": m.__dict__["weight"]}))
-    for layer, key in ((0, "filter"), (1, "scale")):  # after the gate's own hook it is gone
-        net[layer]._forward_hooks.move_to_end(next(reversed(net[layer]._forward_hooks)), last=False)
-        assert key not in seen
+    for key, layer in (("first", net.first), ("second", net.second)):
+        layer.register_forward_hook(lambda m, *_, k=key: seen.update({k: m.__dict__["weight"]}))
+        hooks = layer._forward_hooks  # after the gate's own hook it is gone
+        hooks.move_to_end(next(reversed(hooks)), last=False)
+    assert not seen
     net(batches(1)[0][0])
-    filters = (seen["filter"] / net[0].weight)[:, 0, 0, 0].detach()
-    torch.testing.assert_close(filters, (seen["scale"] / net[1].weight).detach())
-    assert len(filters.unique()) > 2
+    first = (seen["first"] / net.first.weight)[:, 0, 0, 0].detach()
+    second = (seen["second"] / net.second.weight)[:, 0, 0, 0].detach()
+    torch.testing.assert_close(first, second)
+    assert len(first.unique()) > 2
     handle.detach()
 
 

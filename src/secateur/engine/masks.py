@@ -20,6 +20,9 @@ from secateur.names import match_names, unknown
 
 FORMAT = "secateur-masks-1"
 _DENSE = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)  # of more than one dimension too
+_LAYERS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase,
+           nn.MultiheadAttention)  # fmt: skip
+_NO_WEIGHTS = ("embed", "token", "position", "bias")  # in names of parameters of other modules
 
 
 class MaskSet(Mapping[str, Tensor]):
@@ -242,10 +245,37 @@ def keep_top(scores: Tensor, keep: int) -> Tensor:
     return mask.view(scores.shape)
 
 
-def weights_of(model: nn.Module, ignore: Iterable[str] = ()) -> dict[str, nn.Parameter]:
+class Weights(dict[str, nn.Parameter]):
+    """Weights by name.
+
+    Attributes:
+        inputs: Name -> the axis along which the inputs are, and how many each output has.
+    """
+
+    inputs: Mapping[str, tuple[int, int]] = {}
+
+
+def inputs_of(module: nn.Module, weight: Tensor) -> tuple[int, int]:
+    """The axis of a layer's weight that is summed over, and how many inputs each output has there.
+
+    Example:
+        >>> layer = nn.ConvTranspose2d(8, 6, 3, groups=2)
+        >>> inputs_of(layer, layer.weight), inputs_of(nn.Linear(3, 2), torch.ones(2, 3))
+        ((0, 4), (1, 3))
+    """
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return 0, weight.shape[0] // module.groups
+    axis = 0 if type(module).__name__ == "Conv1D" else 1
+    return axis, weight.shape[axis]
+
+
+def weights_of(model: nn.Module, ignore: Iterable[str] = ()) -> Weights:
     """The parameters that sparsity is usually about: weights of two and more dimensions.
 
-    Biases, norms and embeddings stay dense, as in the literature.
+    Biases, norms and embeddings stay dense, as in the literature, and what is shared with an
+    embedding. Of modules that are not torch's own layers the matrices count, but for what is no
+    matrix by its shape, as scales (channels, 1, 1) and positions (1, tokens, width), or by its
+    name, as tokens and tables of positions. A ``MaskSet`` may name any parameter.
 
     Args:
         model: The model.
@@ -259,12 +289,17 @@ def weights_of(model: nn.Module, ignore: Iterable[str] = ()) -> dict[str, nn.Par
         ['0.weight', '2.weight']
     """
     modules = dict(model.named_modules())
+    owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for module in modules.values():
+        for leaf, p in module.named_parameters(recurse=False, remove_duplicate=False):
+            owners.setdefault(p, []).append((module, leaf))
     found = {
         n: p
         for n, p in model.named_parameters()
         if p.dim() > 1
         and p.is_floating_point()
-        and not isinstance(modules[n.rpartition(".")[0]], _DENSE)
+        and not any(_stays_dense(module) for module, _ in owners[p])
+        and any(_is_weight(module, leaf, p) for module, leaf in owners[p])
     }
     left: set[str] = set()
     names = [*modules, *(n for n, _ in model.named_parameters())]
@@ -272,11 +307,26 @@ def weights_of(model: nn.Module, ignore: Iterable[str] = ()) -> dict[str, nn.Par
         if not matched:
             raise ConfigError(unknown("module or parameter", pattern, names))
         left.update(matched)
-    return {
-        n: p
+    weights = Weights(
+        (n, p)
         for n, p in found.items()
         if not any(n == hit or n.startswith(f"{hit}.") for hit in left if hit)
-    }
+    )
+    weights.inputs = {n: inputs_of(owners[p][0][0], p) for n, p in weights.items()}
+    return weights
+
+
+def _stays_dense(module: nn.Module) -> bool:
+    own = not isinstance(module, _LAYERS) and "Embedding" in type(module).__name__
+    return own or isinstance(module, _DENSE)
+
+
+def _is_weight(module: nn.Module, leaf: str, p: Tensor) -> bool:
+    """Whether a parameter of two and more dimensions is used as a weight by its owner."""
+    if isinstance(module, _LAYERS) or type(module).__name__ == "Conv1D":
+        return "bias" not in leaf and leaf != "weight_g"
+    matrix = p.shape[0] > 1 and p.numel() > max(p.shape)
+    return matrix and not any(word in leaf.lower() for word in _NO_WEIGHTS)
 
 
 def _packed(mask: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from secateur.granularity.registry import Elements, Units, granularity
 from secateur.granularity.sums import unit_sum
 from secateur.granularity.units import score
 from secateur.graph import Graph, Member, UnitClass
-from secateur.graph.classes import module_of
+from secateur.graph.classes import module_of, occurrences
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,14 @@ class ChannelUnits:
                 found[space] = total / number.clamp(min=1)
         return found
 
-    def spread(self, units: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def spread(self, units: Mapping[str, Tensor], *, alike: bool = False) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
-        for space, values in units.items():
-            padded = torch.cat([values, torch.ones_like(values[:1])])  # -1: of no unit
+        for space, given in units.items():
+            # A mask holds wherever a unit is made, but a factor would act once in every place.
+            once = () if alike or given.dtype == torch.bool else self.passed[space]
             for m in self.members[space]:
+                values = torch.ones_like(given) if module_of(m.tensor) in once else given
+                padded = torch.cat([values, torch.ones_like(values[:1])])  # -1: of no unit
                 shape = self.tensors[m.tensor]
                 view = [1] * len(shape)
                 view[m.axis] = -1
@@ -78,14 +81,32 @@ class ChannelUnits:
     @cached_property
     def outlets(self) -> Mapping[str, tuple[Member, ...]]:
         """Space -> what last makes its units: the norm behind a layer, or the layer without one."""
-        flow = dataflow(self.graph)
+        return {
+            space: tuple(m for m in members if module_of(m.tensor) in self._last[space])
+            for space, members in self.members.items()
+        }
+
+    @cached_property
+    def passed(self) -> Mapping[str, frozenset[str]]:
+        """Space -> modules that give their units to another that makes them, as to a norm."""
+        sizes, outputs = self.graph.sizes, self.graph.outputs
         found = {}
         for space, members in self.members.items():
-            modules = {
-                module for module, _, _ in gate_places(self.graph, self.classes[space], flow)
+            makers = {
+                module
+                for module in {module_of(m.tensor) for m in members} & outputs.keys()
+                if any(n == space for axis in outputs[module] for n, _ in occurrences(axis, sizes))
             }
-            found[space] = tuple(m for m in members if module_of(m.tensor) in modules)
+            found[space] = frozenset(makers - self._last[space])
         return found
+
+    @cached_property
+    def _last(self) -> Mapping[str, set[str]]:
+        flow = dataflow(self.graph)
+        return {
+            space: {module for module, _, _ in gate_places(self.graph, c, flow)}
+            for space, c in self.classes.items()
+        }
 
     def gathered(self, elements: Elements) -> dict[str, Tensor]:
         """Sums of elements, biases too, over the outlets of each unit: shape (count,)."""

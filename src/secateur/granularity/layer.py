@@ -44,7 +44,7 @@ class LayerUnits:
                          / sum(t.numel() for t in weights))  # fmt: skip
         return {SPACE: torch.stack(means)}
 
-    def spread(self, units: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def spread(self, units: Mapping[str, Tensor], *, alike: bool = False) -> dict[str, Tensor]:
         return {
             n: value.expand(self.tensors[n])
             for value, names in zip(units[SPACE], self.branches, strict=True)

@@ -52,8 +52,12 @@ class Units(Protocol):
     def reduce(self, elements: Elements) -> dict[str, Tensor]:
         """Scores of elements, by parameter, to mean scores of units, by space: shape (count,)."""
 
-    def spread(self, units: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Values of units, by space, to values of elements, by parameter; differentiable."""
+    def spread(self, units: Mapping[str, Tensor], *, alike: bool = False) -> dict[str, Tensor]:
+        """Values of units, by space, to values of elements, by parameter; differentiable.
+
+        Masks (bool) reach all elements of a unit. Other values are factors, which act once on the
+        way of a unit: only where it is last made, with 1 before; unless all are to be ``alike``.
+        """
 
     def score(self, criterion: Criterion, parameters: Elements) -> dict[str, Tensor]:
         """Scores of units, by space, by a criterion that scores no elements (FPGM, norm scales)."""
@@ -87,7 +91,7 @@ class TensorUnits:
             found[name] = flat
         return found
 
-    def spread(self, units: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def spread(self, units: Mapping[str, Tensor], *, alike: bool = False) -> dict[str, Tensor]:
         found = {}
         for name, values in units.items():
             unit = self.of[name]

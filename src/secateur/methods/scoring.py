@@ -75,7 +75,7 @@ def element_scores(
         scored = units.score(found, parameters)
         if not scored:
             raise ConfigError(f"criterion {found.name!r} finds nothing to score in this model")
-        return units.spread(scored)
+        return units.spread(scored, alike=True)
     at_hand = {"initial": initial}
     if found.needs <= {"grad", "initial"}:
         at_hand["grad"] = gradients

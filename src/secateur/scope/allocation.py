@@ -83,6 +83,22 @@ def uniform(shapes: Shapes, amount: float) -> dict[str, float]:
     return dict.fromkeys(shapes, 1 - amount)
 
 
+@allocation("uniform-first-dense")
+def first_dense(shapes: Shapes, amount: float) -> dict[str, float]:
+    """The first layer stays whole, the same fraction of every other one stays.
+
+    The first layer is small and much depends on it. The whole loses a little less than asked.
+
+    Example:
+        >>> first_dense({"a": (2, 2), "b": (2, 2)}, 0.75)
+        {'a': 1.0, 'b': 0.25}
+
+    Paper:
+        RigL, arXiv:1911.11134.
+    """
+    return {n: 1 - amount if i else 1.0 for i, n in enumerate(shapes)}
+
+
 def filled(raw: Mapping[str, float], sizes: Mapping[str, int], total: float) -> dict[str, float]:
     """Densities in proportion to ``raw`` that keep ``total`` elements together, none above 1.
 

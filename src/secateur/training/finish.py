@@ -108,4 +108,6 @@ def _hardened(handle: Handle, model: nn.Module) -> dict[str, torch.Tensor]:
         ones = torch.ones(len(keep), device=keep.device)
         hard[space] = gate.harden(ones, aux, keep, moment).detach()
     factors = gated.units.spread(hard)
-    return {n: named[n].detach() * f.to(named[n].dtype) for n, f in factors.items()}
+    return {
+        n: named[n].detach() * f.to(named[n].dtype) * moment.masks[n] for n, f in factors.items()
+    }

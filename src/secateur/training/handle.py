@@ -18,6 +18,7 @@ from secateur.granularity.registry import Units
 from secateur.methods.registry import Method
 from secateur.methods.scoring import element_scores
 from secateur.schedule.registry import Schedule
+from secateur.training.exchange import exchange, require_scores
 from secateur.training.factors import Factors
 from secateur.training.gating import Gated
 from secateur.training.guard import Guard, finite, unscale
@@ -71,6 +72,7 @@ class Handle:
     def __post_init__(self) -> None:
         self._factors = Factors(self.moment)
         self._guard = Guard(self.moment.model)
+        require_scores(self)
 
     # What users read.
 
@@ -238,7 +240,9 @@ class Handle:
         if method.drop is None or method.grow is None:
             return False
         share = method.drop(progress)
-        return share > 0 and self._exchange(share)
+        if share > 0:
+            exchange(self, share)
+        return share > 0
 
     def _prune(self, amount: float) -> None:
         moment = self.moment
@@ -293,34 +297,6 @@ class Handle:
             n: ranks.whole(torch.zeros_like(p) if p.grad is None else p.grad.detach())
             for n, p in self.moment.parameters.items()
         }
-
-    def _exchange(self, share: float) -> bool:
-        """Drop the lowest of the kept, let as many come back; counts of each layer stay."""
-        moment = self.moment
-        gradients = self._gradients()
-        dropped = self.units.reduce(self.score(self.method.criterion, gradients))
-        grown = self.units.reduce(self.score(self.method.grow, gradients))
-        kept = {
-            n: k > 0.5 for n, k in self.units.reduce({
-                n: ranks.whole(m).float() for n, m in moment.masks.items()
-            }).items()
-        }  # fmt: skip
-        chosen = {}
-        for space, mask in kept.items():
-            k = int(mask.sum())
-            out = int(share * k)
-            stay = keep_top(dropped[space].masked_fill(~mask, -torch.inf), k - out)
-            back = keep_top(grown[space].masked_fill(stay, -torch.inf), out) & ~stay
-            chosen[space] = stay | back
-        old = moment.masks
-        masks = self.units.spread(chosen)
-        moment.masks = {
-            n: ranks.like(masks[n].contiguous(), p) if n in masks else old[n]
-            for n, p in moment.parameters.items()
-        }
-        for name, mask in moment.masks.items():
-            moment.clear(name, mask & ~old[name])
-        return True
 
     def refresh_gate(self) -> None:
         """Let the gate's masks follow its auxiliaries."""

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateur.engine.masks import inputs_of
 from secateur.engine.seams import Gate, Moment, Tensors, straight_through
 from secateur.methods.registry import Method, method
 
@@ -37,8 +38,10 @@ def signed_constant(moment: Moment) -> None:
     The signs are those that the weights have, so that doing it again changes nothing.
     """
     kept = max(1 - moment.target, 1e-6)
-    for p in moment.weights():
-        size = (2 / (kept * p[0].numel())) ** 0.5
+    modules = dict(moment.model.named_modules())
+    for name, p in moment.parameters.items():
+        _, inputs = inputs_of(modules[name.rpartition(".")[0]], p)
+        size = (2 / (kept * inputs * p.shape[2:].numel())) ** 0.5
         p.copy_(torch.where(p < 0, -size, size).to(p.dtype))
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from secateur.engine.seams import Auxiliaries, Gate, Moment, Tensors
+from secateur.errors import ConfigError
 from secateur.methods.registry import Method, method
 
 
@@ -51,7 +52,7 @@ class Sharpened(Gate):
     def updated(self, aux: Auxiliaries, moment: Moment) -> None:
         before = (moment.step - 1) * self.rounds // moment.steps
         now = moment.step * self.rounds // moment.steps
-        tensors = dict(moment.model.named_parameters())
+        tensors = {**dict(moment.model.named_parameters()), **dict(moment.model.named_buffers())}
         if self.rounds > 1 and moment.step == max(round(self.rewind * moment.steps), 1):
             moment.state.update({f"early.{n}": t.detach().clone() for n, t in tensors.items()})
         if now == before or now >= self.rounds:
@@ -81,7 +82,8 @@ def continuous_sparsification(
 
     The loss gets ``strength`` $\cdot \sum \sigma(\beta s)/\sigma(s_0)$; what ends with $s > 0$
     stays. After each round but the last $s \leftarrow \min(\beta s, s_0)$, so that what was
-    suppressed stays so, and all parameters go back to an early step (the search for a ticket).
+    suppressed stays so, and all parameters and buffers, as the statistics of batch norms, go back
+    to an early step (the search for a ticket).
 
     Args:
         amount: Fraction removed: the charge stops where it is reached, and at the end exactly the
@@ -90,8 +92,12 @@ def continuous_sparsification(
         sharpness: Final $\beta$.
         strength: Of the charge, per weight.
         rounds: How often.
-        rewind: Progress at which the parameters to go back to are kept; 0 is after the first step.
+        rewind: Progress at which the parameters to go back to are kept, in the first round; 0 is
+            after the first step.
         lr: Of $s$; None follows the optimizer's.
+
+    Raises:
+        ConfigError: Less than one round, or a rewind to after the first.
 
     Example:
         >>> continuous_sparsification(rounds=3).gate.rounds
@@ -100,5 +106,10 @@ def continuous_sparsification(
     Paper:
         Savarese, Silva and Maire, NeurIPS 2020.
     """
+    if rounds < 1 or not 0 <= rewind < 1 / rounds:
+        raise ConfigError(
+            f"continuous_sparsification: rounds={rounds} and rewind={rewind}: at least one round, "
+            "and rewind in [0, 1/rounds), inside the first"
+        )
     gate = Sharpened(lr, initial, sharpness, strength, rounds, rewind)
     return Method(amount, criterion=None, scope="global", schedule="exponential", gate=gate)

@@ -45,21 +45,26 @@ def restarted(progress: float, *, tickets: int, explore: float, share: float, ju
 
 @dataclass(frozen=True)
 class Collected(Rule):
-    """Keeps the whole state of the model at the end of each refinement."""
+    """Keeps the whole state of the model at the end of each refinement, before an exchange."""
 
     tickets: int
     explore: float
+    every: int
     scheduled = True
 
+    def before_step(self, moment: Moment) -> None:
+        self._keep(moment, moment.step + 1, exchanged=True)
+
     def after_step(self, moment: Moment) -> None:
+        self._keep(moment, moment.step, exchanged=False)
+
+    def _keep(self, moment: Moment, step: int, exchanged: bool) -> None:
         ends = [round(e * moment.steps) for e in phases(self.tickets, self.explore)[1:]]
-        if moment.step not in ends:
+        if exchanged != (step % self.every == 0 and step < moment.steps) or step not in ends:
             return
-        number = ends.index(moment.step)
         for name, t in moment.model.state_dict().items():
-            kept = moment.masks.get(name)
-            copy = t.detach().clone() if kept is None else t.detach() * kept
-            moment.state[f"ticket.{number}.{name}"] = copy
+            copy = t.detach() * moment.masks.get(name, torch.ones_like(t))
+            moment.state[f"ticket.{ends.index(step)}.{name}"] = copy
 
 
 def collected(moment: Moment) -> list[Tensors]:
@@ -119,7 +124,7 @@ def free_tickets(
         share: Fraction exchanged at first.
         jump: Fraction exchanged as a refinement starts.
         scope: Allocation of the first, random mask.
-        granularity: What is exchanged as one.
+        granularity: What is exchanged as one; not channels, which get no gradient while masked.
 
     Raises:
         ConfigError: An option out of range.
@@ -129,10 +134,9 @@ def free_tickets(
         7
     """
     if tickets < 1 or not 0 < explore < 1 or not (0 <= share <= 1 and 0 <= jump <= 1):
-        raise ConfigError(
-            f"free_tickets: tickets={tickets}, explore={explore}, share={share}, jump={jump}: at "
-            "least one ticket, explore in (0, 1), shares in [0, 1]"
-        )
+        said = f"tickets={tickets}, explore={explore}, share={share}, jump={jump}"
+        wanted = "at least one ticket, explore in (0, 1), shares in [0, 1]"
+        raise ConfigError(f"free_tickets: {said}: {wanted}")
     fall = partial(restarted, tickets=tickets, explore=explore, share=share, jump=jump)
     return Method(
         amount,
@@ -142,5 +146,5 @@ def free_tickets(
         granularity=granularity,
         every=every,
         drop=fall,
-        rule=Collected(tickets, explore),
+        rule=Collected(tickets, explore, every),
     )

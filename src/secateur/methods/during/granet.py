@@ -35,7 +35,7 @@ def granet(
         start, end: Part of training in which weights are pruned, as fractions of its steps.
         share: Fraction exchanged at first.
         scope: Of the pruning; the paper's is global.
-        granularity: What goes as one.
+        granularity: What goes as one; not channels, which get no gradient while masked.
 
     Example:
         >>> method = granet(0.9, start=0.0, end=1.0)

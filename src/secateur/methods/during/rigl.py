@@ -27,6 +27,7 @@ def rigl(
     share: float = 0.3,
     stop: float = 0.75,
     scope: Any = "erk",
+    dense_first: bool = True,
     granularity: Any = "element",
 ) -> Method:
     """The number of weights stays, their places move.
@@ -41,12 +42,16 @@ def rigl(
         share: Fraction exchanged at first.
         stop: Part of training after which the mask is fixed.
         scope: Allocation of the first, random mask.
-        granularity: What is exchanged as one.
+        dense_first: Whether the scope "uniform" leaves the first layer dense and takes ``amount``
+            of each other one, as in the paper.
+        granularity: What is exchanged as one; not channels, which get no gradient while masked.
 
     Example:
         >>> rigl(0.9).grow
         'gradient'
     """
+    if dense_first and scope == "uniform":
+        scope = "uniform-first-dense"
     return Method(
         amount,
         first="random",

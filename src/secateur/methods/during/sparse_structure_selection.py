@@ -56,8 +56,9 @@ def sparse_structure_selection(
 ) -> Method:
     r"""Weights and factors are trained together; channels whose factor is zero at the end go.
 
-    How many follows from ``strength``. A factor stands before all that makes its channel (filter,
-    bias, and the norm's scale and shift), and is multiplied into these weights at the end.
+    How many follows from ``strength``. A factor stands before what last makes its channel (the
+    norm's scale and shift, or filter and bias without a norm), and is multiplied into these
+    weights at the end.
 
     Args:
         strength: $\gamma$, the weight of $\sum |\lambda|$.

@@ -1,4 +1,4 @@
-"""SSL: group lasso on filters, channels and shapes, so that whole structures become zero."""
+"""SSL: group lasso on filters, channels, shapes and layers, so that whole structures go."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ GROUPS: dict[str, tuple[int, ...]] = {
     "filter": (1, 2, 3, 4),
     "channel": (0, 2, 3, 4),
     "shape": (0,),
+    "depth": (0, 1, 2, 3, 4),
     "kernel": (2, 3, 4),
     "element": (),
 }
@@ -29,7 +30,8 @@ class GroupLasso(Penalty):
     Args:
         strength: $\lambda$.
         groups: Of ``filter`` $W_{n,:,:,:}$, ``channel`` $W_{:,c,:,:}$, ``shape`` $W_{:,c,h,w}$,
-            ``kernel`` $W_{n,c,:,:}$ and ``element``, which is L1; of several, one after the other.
+            ``depth`` $W_{:,:,:,:}$, ``kernel`` $W_{n,c,:,:}$ and ``element``, which is L1; of
+            several, one after the other.
         proximal: After the step $W_g \leftarrow \max(0, 1 - \eta\lambda c_g/\lVert W_g \rVert)W_g$,
             exactly zero at the end; otherwise $\lambda c_g W_g / \lVert W_g \rVert$ is added to the
             gradient.
@@ -87,7 +89,9 @@ def ssl(
         amount: Fraction of the units removed at the end, by norm; None leaves exactly what the
             penalty has not made zero.
         strength: $\lambda$.
-        groups: Which structures: "filter", "channel", "shape", "kernel", "element".
+        groups: Which structures: "filter", "channel", "shape", "depth", "kernel", "element". With
+            "depth" a whole layer may go, which closes the network where no shortcut goes around
+            it: name all other layers in ``ignore=``.
         proximal: Shrink after each step, with exact zeros, or add a subgradient.
         scaled: Weigh a group by the root of its size.
         granularity: The units of ``amount``.
