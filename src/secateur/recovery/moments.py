@@ -53,8 +53,8 @@ def reconstructible(module: nn.Module, dense: nn.Module) -> str | None:
     if "weight" not in module._parameters:
         smaller = _fewer_inputs(module, dense)
         return "its weight is computed from other parameters" if smaller else ""
-    if isinstance(module, nn.Linear) or _is_transposed(module):
-        known = isinstance(dense, nn.Linear) or _is_transposed(dense)
+    if isinstance(module, nn.Linear) or is_transposed(module):
+        known = isinstance(dense, nn.Linear) or is_transposed(dense)
     elif isinstance(module, nn.Conv1d | nn.Conv2d):
         if module.groups != 1:
             return "grouped convolution" if _fewer_inputs(module, dense) else ""
@@ -69,7 +69,7 @@ def reconstructible(module: nn.Module, dense: nn.Module) -> str | None:
 def weight_rows(layer: nn.Module) -> Tensor:
     """The weight as ``(out, in, ...)``; a view where it is stored the other way round."""
     weight = layer.weight
-    return weight.T if _is_transposed(layer) else weight  # type: ignore[return-value, operator]
+    return weight.T if is_transposed(layer) else weight  # type: ignore[return-value, operator]
 
 
 class _Answered(Exception):  # noqa: N818
@@ -184,7 +184,7 @@ def _channel_axis(layer: nn.Module) -> int:
     return -3 if isinstance(layer, nn.Conv2d) else -1
 
 
-def _is_transposed(layer: nn.Module) -> bool:
+def is_transposed(layer: nn.Module) -> bool:
     """Hugging Face's ``Conv1D``: a linear layer whose weight is stored as ``(in, out)``."""
     return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")
 
