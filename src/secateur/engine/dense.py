@@ -23,6 +23,7 @@ from secateur.engine.sequential import (
     token_masks,
     without_cache,
 )
+from secateur.engine.told import told_layers
 from secateur.errors import DataError
 from secateur.measure.calling import device_of, evaluating, to_device, unfused
 
@@ -187,15 +188,7 @@ def _run_again(block: nn.Module) -> AbstractContextManager[None]:
 def matrices(
     model: nn.Module, ignored: Callable[[str], bool]
 ) -> Iterator[tuple[Layer, str, Tensor]]:
-    """Every layer of the blocks that its module's class tells, its block and its matrix."""
-    modules = dict(model.named_modules())
+    """Every layer of the blocks that classes and shapes tell, its block and its matrix."""
     for block in find_blocks(model):
-        prefix = f"{block.name}." if block.name else ""
-        for name, p in modules[block.name].named_parameters():
-            owner = modules[(prefix + name).rpartition(".")[0]]
-            plain = isinstance(owner, nn.Linear | nn.modules.conv._ConvNd)
-            if p.dim() < 2 or not plain or ignored(prefix + name):
-                continue
-            matrix = p.detach().flatten(1)
-            shape, stride = (*matrix.shape,), (*matrix.stride(),)
-            yield Layer(prefix + name, prefix + name, shape, stride), block.name, matrix  # type: ignore[arg-type]
+        for layer, p in told_layers(model.get_submodule(block.name), block, ignored)[0]:
+            yield layer, block.name, layer.of(p)
