@@ -15,6 +15,7 @@ from secateur.engine.batches import labelled, run, task_loss
 from secateur.engine.blocks import find_blocks
 from secateur.engine.gather import Gathered
 from secateur.engine.gradients import frozen
+from secateur.engine.padding import picked, valid_rows
 from secateur.engine.products import Layer
 from secateur.engine.sequential import (
     block_weights,
@@ -122,11 +123,12 @@ def dense_energies(
                 return None
             if not output.requires_grad:  # nothing before it is differentiable
                 output = output.requires_grad_().clone()
-            output.register_hook(backward)
+            valid = valid_rows(output, name)
+            output.register_hook(lambda gradient: backward(gradient, valid))
             return output
 
-        def backward(gradient: Tensor) -> None:
-            flat = gradient.float().flatten(0, -2)
+        def backward(gradient: Tensor, valid: Tensor | None) -> None:
+            flat = picked(gradient.float(), valid)
             count, sum_ = sums.get(name, (0, 0.0))
             sums[name] = [count + len(flat), sum_ + flat.square().sum(0)]
 
@@ -146,7 +148,7 @@ def dense_energies(
         for block in {owner[name]: None for name in owner}:
             stack.enter_context(_run_again(model.get_submodule(block)))
         for batch in batches:
-            with gathered.watching(token_masks(batch)):
+            with gathered.watching(token_masks(batch), whole=True):
                 loss = task_loss(run(model, batch), batch)
             if not bool(loss.isfinite()):
                 raise DataError(

@@ -20,6 +20,7 @@ from secateur.engine.finished import Finished, Row, Solution
 from secateur.engine.gather import Gathered
 from secateur.engine.gradients import sample_gradients
 from secateur.engine.masks import MaskSet
+from secateur.engine.padding import unsure_note
 from secateur.engine.parallel import add_up, agreed, own, place
 from secateur.engine.products import Layer
 from secateur.engine.sequential import Propagate, Step, walk
@@ -196,6 +197,8 @@ def _solve_block(step: Step, job: Job) -> Solution:
         done.notes += notes
         solved += there if job.tune else []
         solve_layers(there, weights, job.solver, job.target, step.block.name, keep, done)
+    if gathered.unsure:
+        done.notes.append(unsure_note(sorted(gathered.unsure)))
     done.masks = MaskSet(keep)
     if job.tune and keep:
         done.notes += tune(step, keep, job.tune)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.engine.batches import Forward, run
+from secateur.engine.padding import valid_rows
 from secateur.measure.calling import device_of, evaluating, to_device, unfused
 
 _nothing = torch.zeros(())
@@ -124,7 +125,9 @@ def gather(
                 axis = _channel_axis(module)
                 size = output.shape[axis]
                 lines = [t.movedim(axis, -1).reshape(-1, size) for t in (output, wanted)]
-                moments[name].add(_patches(module, inputs), lines[0], lines[1])
+                valid = valid_rows(output.movedim(axis, -1), name)
+                seen = (_patches(module, inputs), *lines)
+                moments[name].add(*(seen if valid is None else (t[valid] for t in seen)))
             count()
 
         return hook
