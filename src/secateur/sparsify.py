@@ -17,6 +17,7 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from secateur.engine.batches import finite, tensors_of
+from secateur.engine.calibration import calibration
 from secateur.engine.checkpoint import digest
 from secateur.engine.finished import Row, Solution
 from secateur.engine.layerwise import Job, solve_blocks, whole_or_not_at_all
@@ -27,7 +28,6 @@ from secateur.engine.sequential import Propagate
 from secateur.engine.target import Target, parse_pattern
 from secateur.errors import ConfigError, DataError, StoreError
 from secateur.files import path_of, share
-from secateur.measure.calling import as_call
 from secateur.methods import registry
 from secateur.methods.recipe import recipe
 from secateur.methods.shares import Share, shares
@@ -360,38 +360,3 @@ def _matched(globs: Iterable[str], names: list[str]) -> set[str]:
             raise ConfigError(unknown("layer that matches", glob, names))
         found.update(matched)
     return found
-
-
-def calibration(model: nn.Module, data: Iterable[Any] | None) -> Iterable[Any]:
-    """The batches, refused where the model cannot take them."""
-    if data is None or isinstance(data, str | bytes | Tensor) or not isinstance(data, Iterable):
-        raise DataError(
-            f"this method needs calibration data, got {type(data).__name__}: give data=, a list or "
-            'loader of batches, as [{"input_ids": ids}, ...]; or method="magnitude"'
-        )
-    config = getattr(model, "config", None)
-    longest = getattr(config, "max_position_embeddings", None)
-    words = getattr(model, "get_input_embeddings", lambda: None)()
-    known = getattr(words, "num_embeddings", None)
-    index = -1
-    for index, batch in enumerate(data):
-        _, kwargs = as_call(batch)
-        ids = kwargs.get("input_ids")
-        if isinstance(ids, Tensor):
-            if not ids.numel():
-                raise DataError(f"calibration batch {index} has no token: give longer text")
-            if known is not None and (int(ids.max()) >= known or int(ids.min()) < 0):
-                raise DataError(
-                    f"calibration batch {index} has the token {int(ids.max())}, but the model "
-                    f"knows {known}: tokenize the text with the model's own tokenizer"
-                )
-            if isinstance(longest, int) and ids.shape[-1] > longest:
-                raise DataError(
-                    f"calibration batch {index} has {ids.shape[-1]} tokens, but the model takes at "
-                    f"most {longest}: cut the text into shorter pieces"
-                )
-        yield batch
-    if index < 0:
-        raise DataError(
-            "calibration has no batch: give at least one (a generator can be read only once)"
-        )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from secateur.engine.batches import run, tensors_of
 from secateur.engine.blocks import Block, find_blocks
+from secateur.engine.calibration import calibration
 from secateur.engine.checkpoint import digest
 from secateur.engine.finished import Finished
 from secateur.engine.layerwise import solve_blocks
@@ -30,7 +31,6 @@ from secateur.measure.calling import evaluating
 from secateur.methods.recipe import recipe
 from secateur.sparsify import (
     SparsityReport,
-    calibration,
     job_of,
     report_of,
 )

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 import secateur as sec
 from secateur.errors import ConfigError, DataError, PlanError
+from secateur.methods.runtime.dynatran import curve
 from secateur.methods.runtime.evit import attentive
 from secateur.methods.runtime.tome import merge
 
@@ -189,6 +190,28 @@ def test_dynatran_reaches_the_sparsity_that_was_asked_for_on_other_data() -> Non
         by_hand = F.gelu(net[0](by_hand))
         by_hand = net[2](by_hand.masked_fill(by_hand.abs() < tau, 0))
         assert_close(y, by_hand, rtol=1e-4, atol=1e-5)
+
+
+def test_dynatran_reads_its_curve_off_more_values_than_float32_can_count() -> None:
+    layer = nn.Linear(1 << 12, 1)
+    thresholds, _ = curve(layer, [layer], [torch.arange(2.0).repeat(1 << 13, 1 << 11)])
+    assert float(thresholds[-1]) == 1.0
+
+
+def test_dynatran_counts_and_skips_what_is_zero_already() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.ReLU(), nn.Linear(8, 4))
+    x = torch.randn(100, 8)
+    x[:50] = -1
+    gated = sec.gate(net, "dynatran", threshold=0.0)
+    assert_close(run(gated.model, x), run(net, x))
+    zeros = float((x.relu() == 0).float().mean())
+    assert gated.counted()["zeros"] == pytest.approx(zeros)
+    assert gated.counted()["skipped"] >= 0.5
+    few = sec.gate(net, "dynatran", data=[x], sparsity=0.3).counted()
+    assert few["threshold"] == 0.0  # that many are zero as it is
+    fractions = curve(net, [net[1]], [x])[1]
+    assert float(fractions[0]) == pytest.approx(zeros, abs=0.01)
 
 
 def test_rows_of_nothing_are_skipped_and_give_the_bias() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import batches, llama, logits, tokens
+from tiny import batches, gpt2, llama, logits, tokens
 from torch import nn
 from torch.testing import assert_close
 
@@ -52,6 +52,28 @@ def test_a_pruned_model_is_healed_by_changes_of_low_rank(base: Any) -> None:
     assert type(healed.model.layers[0].mlp.up_proj) is nn.Linear
     assert_close(logits(copy.deepcopy(healed)), logits(healed))
     assert result.history[0]["recovery"][0]["recovery"] == "lora"
+
+
+def test_gpt2_whose_weights_are_stored_the_other_way_round_is_healed() -> None:
+    model, data = gpt2(), batches(4)
+    trained: list[torch.Tensor] = []
+
+    class Base(FineTune):
+        def heal(self, model: nn.Module, *rest: Any) -> Any:
+            report = super().heal(model, *rest)
+            trained.append(logits(model.eval()))
+            return report
+
+    base = Base(steps=12, optimizer="adamw", lr=5e-3, progress=False)
+    result = sec.prune(
+        model, {"input_ids": tokens()}, method="wanda_sp", amount=0.3, data=data, measure=False,
+        progress=False, recovery=LoRA(rank=3, base=base),
+    )  # fmt: skip
+    assert_close(logits(result.model), trained[0], rtol=1e-4, atol=1e-5)
+    assert type(result.model.transformer.h[0].mlp.c_fc).__name__ == "Conv1D"
+    layer = model.transformer.h[0].mlp.c_fc  # 32 to 128
+    product = LowRank(layer.weight, 2, 1.0, torch.Generator().manual_seed(0), transposed=True)
+    assert product.a.shape == (2, 32) and product.b.shape == (128, 2)
 
 
 def test_tied_weights_are_left_alone_and_globs_choose() -> None:

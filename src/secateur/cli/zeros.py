@@ -94,10 +94,11 @@ def layers_of(
         DataError: The batches do not fit the model.
     """
     from secateur.engine.blocks import find_blocks
+    from secateur.engine.calibration import calibration
     from secateur.engine.products import Layer
     from secateur.engine.sequential import block_weights
     from secateur.methods.recipe import recipe
-    from secateur.sparsify import calibration, job_of
+    from secateur.sparsify import job_of
 
     method, tune = recipe(method, what.get("tune"), what.get("pattern") is not None)
     chosen, job = job_of(model, method, masks=None, **{**what, "tune": tune})

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from secateur.engine.padding import running
 from secateur.errors import DataError
 from secateur.measure.calling import as_call, describe, words
 
@@ -99,9 +100,12 @@ def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
     """The model's output on a batch, or a DataError with the batch's shapes and the remedy."""
     try:
         if forward is not None:
-            return forward(model, batch)
-        args, kwargs = as_call(inputs_of(batch))
-        return model(*args, **kwargs)
+            with running(model, batch if isinstance(batch, Mapping) else {}):
+                return forward(model, batch)
+        inputs = inputs_of(batch)
+        args, kwargs = as_call(inputs)
+        with running(model, inputs):
+            return model(*args, **kwargs)
     except torch.OutOfMemoryError:
         raise
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:

@@ -15,6 +15,7 @@ from secateur.engine.batches import labelled, run, task_loss
 from secateur.engine.blocks import find_blocks
 from secateur.engine.gather import Gathered
 from secateur.engine.gradients import frozen
+from secateur.engine.padding import picked, valid_rows
 from secateur.engine.products import Layer
 from secateur.engine.sequential import (
     block_weights,
@@ -23,6 +24,7 @@ from secateur.engine.sequential import (
     token_masks,
     without_cache,
 )
+from secateur.engine.told import told_layers
 from secateur.errors import DataError
 from secateur.measure.calling import device_of, evaluating, to_device, unfused
 
@@ -121,11 +123,12 @@ def dense_energies(
                 return None
             if not output.requires_grad:  # nothing before it is differentiable
                 output = output.requires_grad_().clone()
-            output.register_hook(backward)
+            valid = valid_rows(output, name)
+            output.register_hook(lambda gradient: backward(gradient, valid))
             return output
 
-        def backward(gradient: Tensor) -> None:
-            flat = gradient.float().flatten(0, -2)
+        def backward(gradient: Tensor, valid: Tensor | None) -> None:
+            flat = picked(gradient.float(), valid)
             count, sum_ = sums.get(name, (0, 0.0))
             sums[name] = [count + len(flat), sum_ + flat.square().sum(0)]
 
@@ -145,7 +148,7 @@ def dense_energies(
         for block in {owner[name]: None for name in owner}:
             stack.enter_context(_run_again(model.get_submodule(block)))
         for batch in batches:
-            with gathered.watching(token_masks(batch)):
+            with gathered.watching(token_masks(batch), whole=True):
                 loss = task_loss(run(model, batch), batch)
             if not bool(loss.isfinite()):
                 raise DataError(
@@ -187,15 +190,7 @@ def _run_again(block: nn.Module) -> AbstractContextManager[None]:
 def matrices(
     model: nn.Module, ignored: Callable[[str], bool]
 ) -> Iterator[tuple[Layer, str, Tensor]]:
-    """Every layer of the blocks that its module's class tells, its block and its matrix."""
-    modules = dict(model.named_modules())
+    """Every layer of the blocks that classes and shapes tell, its block and its matrix."""
     for block in find_blocks(model):
-        prefix = f"{block.name}." if block.name else ""
-        for name, p in modules[block.name].named_parameters():
-            owner = modules[(prefix + name).rpartition(".")[0]]
-            plain = isinstance(owner, nn.Linear | nn.modules.conv._ConvNd)
-            if p.dim() < 2 or not plain or ignored(prefix + name):
-                continue
-            matrix = p.detach().flatten(1)
-            shape, stride = (*matrix.shape,), (*matrix.stride(),)
-            yield Layer(prefix + name, prefix + name, shape, stride), block.name, matrix  # type: ignore[arg-type]
+        for layer, p in told_layers(model.get_submodule(block.name), block, ignored)[0]:
+            yield layer, block.name, layer.of(p)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from secateur.engine.padding import no_padding_for_experts, tokens_now, unsure_now
 from secateur.engine.products import Layer, Products
 from secateur.engine.statistics import Stats
 from secateur.errors import DataError
@@ -62,6 +63,7 @@ class Gathered:
     dense: dict[str, list[Tensor]] = field(default_factory=dict)
     routed: set[str] = field(default_factory=set)
     gradients: dict[str, list[Tensor]] = field(default_factory=dict)
+    unsure: set[str] = field(default_factory=set)
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
@@ -76,12 +78,13 @@ class Gathered:
             yield
 
     @contextmanager
-    def watching(self, valid: Sequence[Tensor] = ()) -> Iterator[None]:
-        """Gather during one forward.
+    def watching(self, valid: Sequence[Tensor] = (), whole: bool = False) -> Iterator[None]:
+        """Gather during one forward; rows of padding are ignored.
 
         Args:
-            valid: Masks over the tokens of the sample, 1 = no padding; a layer that sees as many
-                rows as a mask has entries ignores the rows of padding.
+            valid: Masks over the tokens of the sample, 1 = no padding, for a model that is called
+                and not ``run``: a layer that sees as many rows as a mask has entries goes by it.
+            whole: Experts are given the padding too, as a forward that is repeated needs it.
         """
         seen: dict[Any, str] = {}
         most = [0]
@@ -116,14 +119,16 @@ class Gathered:
                 ):
                     self.routed.add(layer.name)
                     dense = None
-                x = x.detach().float()
+                source, x = x, x.detach().float()
                 dense = None if dense is None else dense.float()
-                if len(x) in rows:
-                    real = rows[len(x)]
+                tokens = tokens_now()
+                real = rows.get(len(x)) if tokens is None else tokens.rows(source, layer.name)
+                self.unsure |= unsure_now()
+                if real is not None:
                     x, dense = x[real], None if dense is None else dense[real]
                 self.sums.setdefault(layer.name, Sums()).add(x, self.needs, dense)
 
-        with Products(self.weights, see):
+        with nullcontext() if whole else no_padding_for_experts(), Products(self.weights, see):
             yield
         for name, sums in self.sums.items():
             if not bool(torch.isfinite(sums.squares).all()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from secateur.engine.dataflow import dataflow
+from secateur.engine.padding import picked, unsure_note, unsure_now, valid_rows
 from secateur.graph import Graph, UnitClass
 from secateur.graph.classes import Axis, module_of, occurrences
 
+log = logging.getLogger(__name__)
 _POSITIONS = 10  # of each sample, at which contributions are looked at
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 
@@ -51,6 +54,12 @@ class LayerInputs(_Hooks):
         self.positions: dict[str, int] = {}
         self.contributions: dict[str, Tensor] = {}
         self.generator = torch.Generator().manual_seed(0)  # of sampled positions
+        self.unsure: set[str] = set()
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        if self.unsure:
+            log.warning("%s", unsure_note(sorted(self.unsure)))
 
     def __enter__(self) -> LayerInputs:
         self.handles = [
@@ -64,14 +73,16 @@ class LayerInputs(_Hooks):
             x = first_tensor(args, kwargs)
             if not self.awake or x is None:
                 return
+            valid = valid_rows(x.movedim(axis, -1), name)
+            self.unsure |= unsure_now()
             if "contribution" in self.needs:
-                self._contribute(name, x.detach())
+                self._contribute(name, x.detach(), valid)
             x = x.detach().movedim(axis, -1).float()
             if "input_level" in self.needs:
                 seen, total = self.samples.get(name, (0, x.new_zeros(x.shape[-1])))
-                level = x.abs().reshape(len(x), -1, x.shape[-1]).mean(1)
-                self.samples[name] = (seen + len(x), total + level.square().sum(0))
-            x = x.flatten(0, -2)
+                level = _levels(x, valid)
+                self.samples[name] = (seen + len(level), total + level.square().sum(0))
+            x = x.flatten(0, -2) if valid is None else picked(x, valid)
             self.tokens[name] = self.tokens.get(name, 0) + len(x)
             if "input_norm" in self.needs:
                 self.squares[name] = self.squares.get(name, 0) + x.square().sum(0)
@@ -84,8 +95,8 @@ class LayerInputs(_Hooks):
 
         return see
 
-    def _contribute(self, name: str, x: Tensor) -> None:
-        found = contributions(self.layers[name][0], x, self.generator)
+    def _contribute(self, name: str, x: Tensor, valid: Tensor | None) -> None:
+        found = contributions(self.layers[name][0], x, self.generator, valid)
         if found is not None:
             self.positions[name] = self.positions.get(name, 0) + found[0]
             self.contributions[name] = self.contributions.get(name, 0) + found[1]
@@ -109,7 +120,7 @@ class LayerInputs(_Hooks):
 
 
 def contributions(
-    module: nn.Module, x: Tensor, generator: torch.Generator
+    module: nn.Module, x: Tensor, generator: torch.Generator, valid: Tensor | None = None
 ) -> tuple[int, Tensor] | None:
     r"""Products of what the input features add to the outputs, at a few positions of each sample.
 
@@ -119,13 +130,16 @@ def contributions(
         module: A linear or two-dimensional convolution layer; of others nothing is known.
         x: Its input.
         generator: Of the positions.
+        valid: Which rows of the input are no padding; default: all.
 
     Returns:
         Number of positions, and $\sum \langle Z_c, Z_d \rangle$ over them, float32.
     """
     if isinstance(module, nn.Linear):
         rows = x.reshape(len(x) if x.dim() > 1 else 1, -1, x.shape[-1])
-        rows = rows[:, _some(rows.shape[1], generator)].flatten(0, 1).float()
+        some = _some(rows.shape[1], generator)
+        valid = None if valid is None else valid.view(rows.shape[:2])[:, some].flatten()
+        rows = picked(rows[:, some].float(), valid)
         weight = module.weight.detach().float()
         return len(rows), (rows.T @ rows) * (weight.T @ weight)
     if not isinstance(module, nn.Conv2d) or module.groups != 1 or x.dim() != 4:
@@ -165,6 +179,16 @@ def _merged(before: tuple[int, Tensor, Tensor] | None, x: Tensor) -> tuple[int, 
     )
 
 
+def _levels(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean sizes over the tokens of each sample that has any."""
+    sizes = x.abs().reshape(len(x), -1, x.shape[-1])
+    if valid is None:
+        return sizes.mean(1)
+    real = valid.view(len(x), -1, 1)
+    count = real.sum(1)
+    return ((sizes * real).sum(1) / count.clamp(min=1))[count[:, 0] > 0]
+
+
 def _root(samples: int, total: Tensor) -> Tensor:
     return (total / samples).sqrt()
 
@@ -194,25 +218,25 @@ class ClassInputs(_Hooks):
     def __enter__(self) -> ClassInputs:
         modules = dict(self.graph.model.named_modules())
 
-        def before(at: list[tuple[str, int, Tensor]]) -> Any:
+        def before(m: str, at: list[tuple[str, int, Tensor]]) -> Any:
             def hook(_: Any, args: Any, kwargs: Any) -> None:
-                self._see(first_tensor(args, kwargs), at)
+                self._see(m, first_tensor(args, kwargs), at)
 
             return hook
 
-        def after(at: list[tuple[str, int, Tensor]]) -> Any:
+        def after(m: str, at: list[tuple[str, int, Tensor]]) -> Any:
             def hook(_: Any, __: Any, output: Any) -> None:
-                self._see(first_tensor((output,), {}), at)
+                self._see(m, first_tensor((output,), {}), at)
 
             return hook
 
         self.handles = [
-            modules[m].register_forward_pre_hook(before(at), with_kwargs=True)
+            modules[m].register_forward_pre_hook(before(m, at), with_kwargs=True)
             for m, at in self.inputs.items()
-        ] + [modules[m].register_forward_hook(after(at)) for m, at in self.outputs.items()]
+        ] + [modules[m].register_forward_hook(after(m, at)) for m, at in self.outputs.items()]
         return self
 
-    def _see(self, x: Tensor | None, at: Iterable[tuple[str, int, Tensor]]) -> None:
+    def _see(self, module: str, x: Tensor | None, at: Iterable[tuple[str, int, Tensor]]) -> None:
         if not self.awake or x is None:
             return
         for name, dim, unit in at:
@@ -220,6 +244,8 @@ class ClassInputs(_Hooks):
                 continue
             rows = x.detach().movedim(dim, 0)
             flat = rows.reshape(len(unit), -1)
+            valid = valid_rows(x.movedim(dim, -1), module)
+            flat = flat if valid is None else flat[:, valid]
             if "activation" in self.needs:
                 self._add(name, "activation", flat.float().abs().mean(1), unit)
             if "zero_fraction" in self.needs:

@@ -20,6 +20,7 @@ from secateur.engine.finished import Finished, Row, Solution
 from secateur.engine.gather import Gathered
 from secateur.engine.gradients import sample_gradients
 from secateur.engine.masks import MaskSet
+from secateur.engine.padding import unsure_note
 from secateur.engine.parallel import add_up, agreed, own, place
 from secateur.engine.products import Layer
 from secateur.engine.sequential import Propagate, Step, walk
@@ -27,6 +28,7 @@ from secateur.engine.solve import lost, relative, solve_layers, wanted
 from secateur.engine.statistics import Stats
 from secateur.engine.streamed import Streamed
 from secateur.engine.target import Solver, Target
+from secateur.engine.told import told_layers
 from secateur.engine.tune import tune
 from secateur.errors import PlanError
 
@@ -195,6 +197,8 @@ def _solve_block(step: Step, job: Job) -> Solution:
         done.notes += notes
         solved += there if job.tune else []
         solve_layers(there, weights, job.solver, job.target, step.block.name, keep, done)
+    if gathered.unsure:
+        done.notes.append(unsure_note(sorted(gathered.unsure)))
     done.masks = MaskSet(keep)
     if job.tune and keep:
         done.notes += tune(step, keep, job.tune)
@@ -241,23 +245,16 @@ def _gather(
 
 
 def _solve_unseen(step: Step, job: Job) -> Solution:
-    """Solve every matrix of linear layers and convolutions, which weights alone decide."""
+    """Solve every matrix that classes and shapes tell, which weights alone decide."""
     done, keep = Solution(), dict[str, Tensor]()
-    layers: list[tuple[Layer, Stats]] = []
-    weights: dict[str, Tensor] = {}
-    prefix = f"{step.block.name}." if step.block.name else ""
-    for owner, module in step.module.named_modules():
-        if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
-            continue
-        for leaf, p in module.named_parameters(recurse=False):
-            name = f"{prefix}{owner}.{leaf}" if owner else f"{prefix}{leaf}"
-            if p.dim() < 2 or job.ignored(name):
-                continue
-            (rows, columns), (down, right) = p.flatten(1).shape, p.flatten(1).stride()
-            weights[name] = p
-            layers.append(
-                (Layer(name, name, (rows, columns), (down, right)), Stats(name, tokens=0))
-            )
+    found, untold = told_layers(step.module, step.block, job.ignored)
+    weights = {layer.parameter: p for layer, p in found}
+    layers = [(layer, Stats(layer.name, tokens=0)) for layer, _ in found]
     solve_layers(layers, weights, job.solver, job.target, step.block.name, keep, done)
     done.masks = MaskSet(keep)
+    done.notes += [
+        f"{name} is left whole: whether it multiplies activations is not told by its class (a "
+        "method that runs data sees it)"
+        for name in untold
+    ]
     return done

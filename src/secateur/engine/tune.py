@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from secateur.engine.batches import finite
+from secateur.engine.batches import finite, inputs_of
 from secateur.engine.gradients import differentiable, frozen
+from secateur.engine.padding import Tokens
 from secateur.engine.parallel import agreed, exchange, place, share
-from secateur.engine.sequential import Step, token_masks
+from secateur.engine.sequential import Step
 from secateur.errors import DataError
 
 _SCALE = 4096.0  # of gradients, which float16 would lose; a power of two changes no other type's
@@ -78,7 +79,8 @@ def _gradients(step: Step, sample: int, weights: Mapping[str, nn.Parameter]) -> 
     aim = walk.outputs["dense" if "dense" in walk.outputs else "pruned"][step.block.name, sample]
     with torch.enable_grad():
         output = walk.run(step.block, sample, walk.streams[0], keep=False)
-        loss = error(output, aim, token_masks(walk.samples[sample]))
+        mask = Tokens(walk.model, inputs_of(walk.samples[sample])).mask(step.block.name)
+        loss = error(output, aim, [] if mask is None else [mask])
         scaled = _SCALE * loss
     if not finite(loss.detach()):
         raise DataError(

@@ -1,5 +1,6 @@
 """Calling a model: example inputs of any structure, evaluation mode for a while, clear errors."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -17,6 +18,21 @@ def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
+
+
+def named_inputs(model: nn.Module, inputs: Any) -> dict[str, Any]:
+    """The arguments of a call by the names that the model's forward gives them.
+
+    Example:
+        >>> list(named_inputs(nn.Linear(2, 1), torch.ones(1, 2)))
+        ['input']
+    """
+    args, kwargs = as_call(inputs)
+    try:
+        bound = inspect.signature(model.forward).bind_partial(*args, **kwargs)
+    except (TypeError, ValueError):  # the call itself says what is wrong
+        return kwargs
+    return {**kwargs, **bound.arguments}
 
 
 def device_of(model: nn.Module, default: torch.device | str = "cpu") -> torch.device:

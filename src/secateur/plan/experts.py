@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from secateur.engine.told import stacked
 from secateur.errors import PlanError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def routed(model: nn.Module) -> dict[str, int]:
     found = {}
     for name, module in model.named_modules():
         for inner in module.children():
-            count = _stacked(inner)
+            count = stacked(inner)
             if count and len(_routers(module, count)) == 1:
                 found[name] = count
     return found
@@ -71,7 +72,7 @@ def parts(model: nn.Module, name: str) -> tuple[str, str]:
     """
     module = dict(model.named_modules()).get(name)
     for leaf, inner in [] if module is None else module.named_children():
-        count = _stacked(inner)
+        count = stacked(inner)
         routers = _routers(module, count) if count else []  # type: ignore[arg-type]
         if len(routers) == 1:
             return f"{name}.{routers[0]}".lstrip("."), f"{name}.{leaf}".lstrip(".")
@@ -153,12 +154,6 @@ def _recount(places: Sequence[Any], old: int, new: int) -> None:
         for name, value in list(vars(place).items()):
             if type(value) is int and value == old and _COUNTS.fullmatch(name):
                 setattr(place, name, new)
-
-
-def _stacked(module: nn.Module) -> int:
-    """How many experts a module stacks in weights of its own; 0 if it does not."""
-    sizes = {p.shape[0] for p in module.parameters(recurse=False) if p.dim() == 3}
-    return sizes.pop() if len(sizes) == 1 and len([*module.children()]) <= 1 else 0
 
 
 def _routers(module: nn.Module, count: int) -> list[str]:

@@ -14,24 +14,37 @@ from torch.nn.utils import parametrize
 from secateur.engine.masks import MaskSet
 from secateur.errors import ConfigError
 from secateur.recovery.fine_tune import FineTune
+from secateur.recovery.moments import is_transposed
 from secateur.recovery.registry import Recovery, member
 
 
 class LowRank(nn.Module):
-    """Adds ``scale * B @ A`` to a weight; B begins at zero, so that nothing changes at first."""
+    """Adds ``scale * B @ A`` to a weight; B begins at zero, so that nothing changes at first.
 
-    def __init__(self, weight: Tensor, rank: int, scale: float, generator: torch.Generator) -> None:
+    A weight that is ``transposed`` is stored as ``(inputs, outputs)``.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        rank: int,
+        scale: float,
+        generator: torch.Generator,
+        transposed: bool = False,
+    ) -> None:
         super().__init__()
-        rows, columns = weight.shape
+        rows, columns = weight.T.shape if transposed else weight.shape
         bound = 1 / math.sqrt(columns)
         start = (torch.rand(rank, columns, generator=generator) * 2 - 1) * bound
         self.a = nn.Parameter(start.to(weight.device, weight.dtype))
         self.b = nn.Parameter(weight.new_zeros(rows, rank))
         self.scale = scale
+        self.transposed = transposed
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight that the layer sees."""
-        return weight + self.scale * (self.b @ self.a)
+        product = self.b @ self.a
+        return weight + self.scale * (product.T if self.transposed else product)
 
 
 @member("lora")
@@ -45,7 +58,8 @@ class LoRA:
     Args:
         rank: $r$.
         alpha: $\alpha$.
-        layers: globs of the linear layers; ``None``: all whose weight is not shared.
+        layers: globs of the linear layers (GPT-2's ``Conv1D`` too); ``None``: all whose weight is
+            not shared.
         base: the training: ``FineTune``, or ``Distil`` towards the dense model.
         seed: of the initial $A$.
 
@@ -93,7 +107,8 @@ class LoRA:
         try:
             model.requires_grad_(False)
             for layer in layers:
-                product = LowRank(layer.weight, self.rank, self.alpha / self.rank, generator)
+                scale, transposed = self.alpha / self.rank, is_transposed(layer)
+                product = LowRank(layer.weight, self.rank, scale, generator, transposed)
                 parametrize.register_parametrization(layer, "weight", product)
             report = self.base.heal(model, plan, data, teacher)
             done = True
@@ -106,7 +121,9 @@ class LoRA:
         return {**report, "recovery": "lora", "layers": len(layers)}
 
     def _layers(self, model: nn.Module) -> list[Any]:
-        named = [(n, m) for n, m in model.named_modules() if type(m) is nn.Linear]
+        named = [
+            (n, m) for n, m in model.named_modules() if type(m) is nn.Linear or is_transposed(m)
+        ]
         shared = Counter(id(p) for m in model.modules() for p in m._parameters.values())
         found = [
             layer

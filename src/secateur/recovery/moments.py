@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.engine.batches import Forward, run
+from secateur.engine.padding import valid_rows
 from secateur.measure.calling import device_of, evaluating, to_device, unfused
 
 _nothing = torch.zeros(())
@@ -53,8 +54,8 @@ def reconstructible(module: nn.Module, dense: nn.Module) -> str | None:
     if "weight" not in module._parameters:
         smaller = _fewer_inputs(module, dense)
         return "its weight is computed from other parameters" if smaller else ""
-    if isinstance(module, nn.Linear) or _is_transposed(module):
-        known = isinstance(dense, nn.Linear) or _is_transposed(dense)
+    if isinstance(module, nn.Linear) or is_transposed(module):
+        known = isinstance(dense, nn.Linear) or is_transposed(dense)
     elif isinstance(module, nn.Conv1d | nn.Conv2d):
         if module.groups != 1:
             return "grouped convolution" if _fewer_inputs(module, dense) else ""
@@ -69,7 +70,7 @@ def reconstructible(module: nn.Module, dense: nn.Module) -> str | None:
 def weight_rows(layer: nn.Module) -> Tensor:
     """The weight as ``(out, in, ...)``; a view where it is stored the other way round."""
     weight = layer.weight
-    return weight.T if _is_transposed(layer) else weight  # type: ignore[return-value, operator]
+    return weight.T if is_transposed(layer) else weight  # type: ignore[return-value, operator]
 
 
 class _Answered(Exception):  # noqa: N818
@@ -124,7 +125,9 @@ def gather(
                 axis = _channel_axis(module)
                 size = output.shape[axis]
                 lines = [t.movedim(axis, -1).reshape(-1, size) for t in (output, wanted)]
-                moments[name].add(_patches(module, inputs), lines[0], lines[1])
+                valid = valid_rows(output.movedim(axis, -1), name)
+                seen = (_patches(module, inputs), *lines)
+                moments[name].add(*(seen if valid is None else (t[valid] for t in seen)))
             count()
 
         return hook
@@ -184,7 +187,7 @@ def _channel_axis(layer: nn.Module) -> int:
     return -3 if isinstance(layer, nn.Conv2d) else -1
 
 
-def _is_transposed(layer: nn.Module) -> bool:
+def is_transposed(layer: nn.Module) -> bool:
     """Hugging Face's ``Conv1D``: a linear layer whose weight is stored as ``(in, out)``."""
     return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")
 

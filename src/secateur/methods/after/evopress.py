@@ -8,7 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from secateur.engine.batches import logits_of
+from secateur.engine.batches import inputs_of, logits_of
+from secateur.engine.padding import Tokens, picked
 from secateur.errors import ConfigError, DataError
 from secateur.graph.forward import tensors_of_output
 from secateur.methods.depth import Depth
@@ -114,12 +115,18 @@ def _said(depth: Depth, batch: object, gaps: Sequence[Gap]) -> tuple[Tensor, boo
     with depth.without(gaps):
         output = depth.output(batch)
     try:
-        return logits_of(output).float().log_softmax(-1), True
+        return _tokens(depth, batch, logits_of(output)).float().log_softmax(-1), True
     except DataError:
         found = [t for t in tensors_of_output(output) if t.is_floating_point() and t.dim() > 1]
         if not found:
             raise
-        return found[0].float(), False
+        return _tokens(depth, batch, found[0]).float(), False
+
+
+def _tokens(depth: Depth, batch: object, output: Tensor) -> Tensor:
+    """What the model gives for tokens, and not for padding."""
+    valid = Tokens(depth.model, inputs_of(batch)).rows(output)
+    return output if valid is None else picked(output, valid)
 
 
 def _distance(dense: tuple[Tensor, bool], pruned: tuple[Tensor, bool]) -> float:

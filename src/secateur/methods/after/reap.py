@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.engine.padding import picked, valid_rows
 from secateur.errors import BudgetError, PlanError
 from secateur.methods.depth import Depth
 from secateur.methods.registry import Method, method
@@ -104,7 +105,8 @@ def saliency(depth: Depth) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 def _alone(name: str, module: nn.Module, args: Any, kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
     """For every pair of a token and an expert chosen for it: which, its weight, its output's norm.
 
-    The experts themselves compute it: they are asked for one expert a token, with weight one.
+    Padding is no token. The experts themselves compute it: they are asked for one expert a token,
+    with weight one.
     """
     tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
     index = next((t for t in tensors if not t.is_floating_point() and t.dim() == 2), None)
@@ -125,4 +127,7 @@ def _alone(name: str, module: nn.Module, args: Any, kwargs: Any) -> tuple[Tensor
     given = [pairs.get(id(a), a) for a in args]
     named = {key: pairs.get(id(a), a) for key, a in kwargs.items()}
     added = module.forward(*given, **named)
-    return index.flatten().cpu(), weights[0].flatten().cpu(), added.float().norm(dim=-1).cpu()
+    found = index, weights[0], added.float().norm(dim=-1).view(index.shape)
+    valid = valid_rows(index, name)
+    chosen, weight, norm = (picked(t, valid).flatten().cpu() for t in found)
+    return chosen, weight, norm

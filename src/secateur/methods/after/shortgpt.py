@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from secateur.engine.batches import inputs_of
+from secateur.engine.padding import Tokens, picked
 from secateur.methods.depth import Depth
 from secateur.methods.registry import Method, method
 from secateur.plan.gaps import Gap
@@ -39,12 +41,13 @@ def block_influence(depth: Depth) -> list[float]:
     r"""$1 - E_t[\cos(X_{l,t}, X_{l+1,t})]$ of what goes into and comes out of each block.
 
     Args:
-        depth: The model and the batches; the mean is over all tokens.
+        depth: The model and the batches; the mean is over all tokens but padding.
     """
     totals = torch.zeros(len(depth.blocks), dtype=torch.float64)
     tokens = 0
     for batch in depth.batches:
-        reached = depth.reaching(batch)
+        valid = Tokens(depth.model, inputs_of(batch))
+        reached = [picked(x, valid.rows(x, depth.blocks[0])) for x in depth.reaching(batch)]
         tokens += reached[0][..., 0].numel()
         totals += torch.stack([_cosines(x, y).cpu() for x, y in pairwise(reached)])
     return [1 - t / tokens for t in totals.tolist()]

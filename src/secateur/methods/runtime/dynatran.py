@@ -1,4 +1,4 @@
-"""DynaTran: activations below a threshold count as zero, and rows that are all zero are skipped."""
+"""DynaTran: activations below a threshold become zero, and rows that are all zero are skipped."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def dynatran(*, sparsity: float | None = None, threshold: float | None = None) -
 
     Args:
         sparsity: Fraction of zeros wanted; the threshold is read off the curve that data give.
-        threshold: Or the threshold itself: what is smaller in size is zero.
+        threshold: Or the threshold itself: what is smaller in size is zero, as what was before.
 
     Raises:
         ConfigError: Neither or both, or a value out of range.
@@ -88,7 +88,7 @@ class Thresholded:
     counts: Counts = field(default_factory=Counts)
 
     def __call__(self, x: Tensor) -> Tensor:
-        small = x.abs() < self.threshold
+        small = (x.abs() < self.threshold) | (x == 0)
         rows = ~small.reshape(-1, small.shape[-1]).all(-1)
         self.counts.values += small.numel()
         self.counts.zeros += int(small.sum())
@@ -109,7 +109,7 @@ class Thresholded:
 def curve(
     model: nn.Module, layers: list[nn.Linear], source: Iterable[Any]
 ) -> tuple[Tensor, Tensor]:
-    """Thresholds, and the fraction of the inputs of these layers that is smaller; both ascend.
+    """Thresholds, and the fraction of the inputs that is smaller or zero; both ascend.
 
     Args:
         model: Runs densely.
@@ -121,10 +121,9 @@ def curve(
 
     def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         flat = args[0].detach().abs().flatten().float()
-        points = torch.linspace(0, 1, _POINTS, device=flat.device)
-        # Evenly spaced order statistics of each call: few numbers that say where all of them are.
-        at = (points * (len(flat) - 1)).long()
-        sizes.append(flat.sort().values[at])
+        # Evenly spaced order statistics of each call; float32 would round indices above 2^24.
+        at = (torch.linspace(0, 1, _POINTS, dtype=torch.float64) * (len(flat) - 1)).long()
+        sizes.append(flat.sort().values[at.to(flat.device)])
         weights.append(len(flat))
 
     with ExitStack() as stack, evaluating(model):
@@ -136,7 +135,7 @@ def curve(
     share = torch.tensor(weights, device=values.device).repeat_interleave(_POINTS) / _POINTS
     order = values.argsort()
     below = share[order].cumsum(0) - share[order]
-    return values[order], below / share.sum()
+    return values[order], below.clamp(min=share[values == 0].sum()) / share.sum()
 
 
 def inverse(thresholds: Tensor, fractions: Tensor, wanted: float) -> float:
