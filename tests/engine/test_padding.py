@@ -20,7 +20,10 @@ from transformers import (
 import secateur as sec
 from secateur.engine.padding import Tokens
 from secateur.engine.sequential import walk
+from secateur.methods.after.evopress import _distance as distance
+from secateur.methods.after.evopress import _said as said
 from secateur.methods.after.reap import saliency
+from secateur.methods.after.shortgpt import block_influence
 from secateur.methods.droppable import depth_of
 
 SIZES: dict[str, Any] = {
@@ -75,6 +78,17 @@ def test_structured_methods_see_no_padding(method: str, ragged: bool) -> None:
     assert clean.keys() == padded.keys()
     for name, weight in clean.items():
         assert_close(padded[name], weight, rtol=1e-3, atol=1e-5)
+
+
+def test_depth_is_judged_by_tokens() -> None:
+    clean, padded = (depth_of(llama(), texts(n, True)) for n in (0, 40))
+    assert_close(block_influence(padded), block_influence(clean), rtol=1e-6, atol=1e-9)
+    moved = []
+    for depth in (clean, padded):
+        (batch,) = depth.batches
+        dense, pruned = (said(depth, batch, gaps) for gaps in ((), depth.candidates[:1]))
+        moved.append(distance(dense, pruned))
+    assert_close(moved[1], moved[0], rtol=1e-4, atol=1e-7)
 
 
 def test_least_squares_sees_no_padding() -> None:
