@@ -42,7 +42,9 @@ def test_the_scale_of_fused_attention_is_kept_when_head_dimensions_go():
 
     model, inputs, _ = CASES["fused_attention_scales_implicitly"].build()
     graph = sec.trace(model, inputs)
-    small = sec.Plan.of(graph, {"q": torch.arange(4), "v": torch.arange(5)}).apply(model)
+    small = sec.Plan.of(
+        graph, {"q:head_dim": torch.arange(4), "v:head_dim": torch.arange(5)}
+    ).apply(model)
     assert (small.q.out_features, small.v.out_features) == (4 * 4, 4 * 5)
 
     with torch.no_grad():  # the formula written out, with the dense head width 8

@@ -56,6 +56,65 @@ def qwen3() -> nn.Module:
     return scaled(hf.Qwen3ForCausalLM(hf.Qwen3Config(**shape)).eval())
 
 
+def gemma() -> nn.Module:
+    """Norms that add 1 to their scale; embeddings times a root of the width."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 40, "head_dim": 8,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 64, "initializer_range": 0.2,
+    }  # fmt: skip
+    return scaled(hf.GemmaForCausalLM(hf.GemmaConfig(**shape)).eval())
+
+
+def opt(**config: Any) -> nn.Module:
+    """Learnt positions; the head has no bias."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "ffn_dim": 40, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 64, "word_embed_proj_dim": 32,
+        "init_std": 0.2,
+    }  # fmt: skip
+    return shifted(hf.OPTForCausalLM(hf.OPTConfig(**{**shape, **config})).eval())
+
+
+def parallel(kind: str) -> nn.Module:
+    """Attention and MLP side by side; Phi has one norm for both, GPT-NeoX one each."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 40,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64,
+        "initializer_range": 0.2,
+    }  # fmt: skip
+    made: Any = getattr(hf, f"{kind}ForCausalLM")
+    return shifted(made(getattr(hf, f"{kind}Config")(**shape)).eval())
+
+
+def shifted(model: nn.Module) -> nn.Module:
+    """Scales, shifts and biases, as trained models have; means too."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.dim() == 1:
+                p.copy_(torch.rand(p.shape, generator=generator) + name.endswith("weight"))
+            else:
+                p.add_(0.1)
+    return model
+
+
+def unpadded() -> nn.Module:
+    """Without a token for padding, which the forward would look for in the inputs."""
+    model: Any = gpt2()
+    model.config.pad_token_id = None
+    return shifted(model)
+
+
+LAYER_NORMS: dict[str, Any] = {
+    "opt": opt, "gpt2": unpadded, "neox": lambda: parallel("GPTNeoX"),
+    "phi": lambda: parallel("Phi"),
+}  # fmt: skip
+
+
 def turned(model: nn.Module) -> Bases:
     return with_bases(depth_of(model, batches()), INPUTS)
 
@@ -74,6 +133,38 @@ def test_nothing_changes_before_slicing(build: Any) -> None:
         assert torch.equal(p, before[name])
     assert all(bool((m.weight == 1).all()) for n, m in made.named_modules()
                if n.endswith("layernorm"))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*LAYER_NORMS, "gemma"])
+def test_nothing_changes_where_norms_have_means_or_shifts(name: str) -> None:
+    model = gemma() if name == "gemma" else LAYER_NORMS[name]()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    here = turned(model)
+    made: Any = here.graph.model
+    assert_close(logits(made, tokens(seed=7)), logits(model, tokens(seed=7)), rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    norms = [made.get_submodule(n) for names in here.norms.values() for n in names]
+    if name == "gemma":
+        assert all(bool((m.weight == 0).all()) for m in norms)
+    else:
+        assert all(isinstance(m, nn.RMSNorm) and bool((m.weight == 1).all()) for m in norms)
+        assert not any(isinstance(m, nn.LayerNorm) for m in made.modules())
+
+
+@pytest.mark.parametrize("name", LAYER_NORMS)
+def test_layer_norms_are_sliced_saved_and_loaded(name: str, tmp_path: Any) -> None:
+    model = LAYER_NORMS[name]()
+    how: dict[str, Any] = {"method": "slicegpt", "data": batches(), **QUIET}
+    whole = sec.prune(model, INPUTS, amount=0, **how)
+    assert_close(logits(whole.model), logits(model), rtol=1e-4, atol=1e-4)
+    result = sec.prune(model, INPUTS, amount=0.25, **how)
+    assert result.verification.ok
+    assert all(m.weight.shape == (24,) == m.normalized_shape for m in result.model.modules()
+               if isinstance(m, nn.RMSNorm))  # fmt: skip
+    folder = result.save(tmp_path / "out")
+    loaded = sec.load(LAYER_NORMS[name], folder)
+    assert_close(logits(loaded), logits(result.model), rtol=0, atol=0)
+    assert sec.Plan.load(folder).dropped == result.plan.dropped
 
 
 def test_the_bases_are_principal_components() -> None:
@@ -158,8 +249,8 @@ def test_padding_does_not_count() -> None:
 
 def test_what_cannot_be_meant_is_refused() -> None:
     how: dict[str, Any] = {"method": "slicegpt", "data": batches(), **QUIET}
-    with pytest.raises(PlanError, match=r"no norm was found|no plain RMS norms"):
-        sec.prune(gpt2(), INPUTS, **how)
+    with pytest.raises(PlanError, match=r"or come after what is added"):
+        sec.prune(opt(do_layer_norm_before=False), INPUTS, **how)
     with pytest.raises(ConfigError, match="leave inplace= out"):
         sec.prune(tied(), INPUTS, inplace=True, **how)
     with pytest.raises(BudgetError, match="cannot be met"):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.graph import classes as frozen
-from secateur.graph.axes import Atom, Expr, Prod, Sum, Take, leaves, resolve
+from secateur.graph.axes import Atom, Expr, Prod, Sum, Take, leaves, locked, resolve
 from secateur.graph.capture import Recorder
 from secateur.graph.classes import Axis, Member, UnitClass, module_of
 from secateur.graph.fibres import fibres
@@ -189,11 +189,19 @@ _ROLE_ORDER = ("query", "head", "head_dim", "group", "hidden", "normalised", "ba
 
 
 def _kinds(recorder: Recorder) -> dict[int, str]:
-    """The kind of each leaf, from the roles that operators gave to its axes."""
+    """The kind of each leaf, from the roles that operators gave to its axes.
+
+    Heads nested in heads are the queries of each group, whichever kernel repeats its keys.
+    """
     roles: dict[int, set[str]] = {}
     for e, role in recorder.roles:
-        for leaf in leaves(e):
-            roles.setdefault(id(leaf), set()).add(role)
+        whole = resolve(e)
+        nested = False
+        for part in whole.factors if isinstance(whole, Prod) else (whole,):
+            inner = "query" if nested and role in ("head", "batched") else role
+            for leaf in leaves(part):
+                roles.setdefault(id(leaf), set()).add(inner)
+            nested = nested or not locked(part)
     names = {"normalised": "width", "batched": "head"}
     return {
         key: next(names.get(r, r) for r in _ROLE_ORDER if r in given)

@@ -28,7 +28,7 @@ class Bases:
     Attributes:
         graph: Of the model; the residual stream of each block is a class of its own.
         classes: These, in the order of the blocks.
-        gaps: The shortcuts, as data.
+        gaps: The shortcuts, and modules that became others, as data.
         norms: Names of the modules that normalise each class.
         energy: By class the mean squares along its basis, falling, ``(width,)``.
     """
@@ -41,29 +41,31 @@ class Bases:
 
 
 def with_bases(depth: Depth, example_inputs: Any) -> Bases:
-    """Fold the norms' scales, rotate each block to its principal components, mend by shortcuts.
+    """Fold the norms, rotate each block to its principal components, mend by shortcuts.
 
     Args:
         depth: The model, which stays as it is, its chain of blocks, and batches.
         example_inputs: To trace by, and to show that the outputs stay.
 
     Raises:
-        PlanError: The model cannot be rotated without changing: norms that are no RMS norms, or a
-            residual stream that something else ties to a basis.
+        PlanError: The model cannot be rotated without changing: norms that write to the residual
+            stream, or something else ties it to a basis.
     """
     width = depth.reaching(depth.batches[0])[0].shape[-1]
     gaps = tuple(Gap(name, shortcut=width) for name in depth.blocks[1:])
     made = drop(copy.deepcopy(depth.model), gaps)
     graph = trace(made, example_inputs)
-    here = Bases(graph, _residual(graph, gaps, width), gaps)
+    classes = _residual(graph, gaps, width)
     before = _outputs(made, example_inputs)
-    of_norm = norms_of(made, here.classes)
-    for name, space in of_norm.items():
-        here.norms.setdefault(space, []).append(name)
-    grams, takes = watch(made, here.classes, of_norm, depth.batches)
-    fold(made, here.classes, of_norm, takes)
-    for c in here.classes:
-        values, vectors = torch.linalg.eigh(grams[c.name])
+    of_norm = norms_of(made, classes)
+    grams, takes = watch(made, classes, of_norm, depth.batches)
+    others = fold(made, classes, of_norm, takes)
+    if others:
+        graph = trace(made, example_inputs)
+    here = Bases(graph, _residual(graph, gaps, width), (*gaps, *others))
+    for old, c in zip(classes, here.classes, strict=True):
+        here.norms[c.name] = [name for name, space in of_norm.items() if space == old.name]
+        values, vectors = torch.linalg.eigh(grams[old.name])
         here.energy[c.name] = values.flip(0)
         for m in c.members:
             if m.tensor.rpartition(".")[0] not in of_norm:
@@ -79,8 +81,9 @@ def with_bases(depth: Depth, example_inputs: Any) -> Bases:
     if not change <= _MOST_CHANGE.get(next(made.parameters()).dtype, 5e-2):
         raise PlanError(
             f"rotating the residual stream of {type(depth.model).__name__} changes its outputs by "
-            f"{change:.1e}: its norms are no plain RMS norms, or something else depends on the "
-            "basis; use a method that removes heads and neurons"
+            f"{change:.1e}: its norms are no plain layer or RMS norms, or come after what is added "
+            "to it, or something else depends on the basis; use a method that removes heads and "
+            "neurons"
         )
     return here
 

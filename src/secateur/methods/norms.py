@@ -1,4 +1,4 @@
-"""The norms of residual streams: what they are given, who reads them, and folding their scales."""
+"""The norms of residual streams: what they are given, who reads them, and folding them into it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from secateur.engine.batches import run
 from secateur.errors import PlanError
 from secateur.graph import UnitClass
 from secateur.measure.calling import evaluating, unfused
+from secateur.plan.bases import SHORTCUT, neutral, offset
+from secateur.plan.gaps import Gap, drop
 
 
 def norms_of(model: nn.Module, classes: Sequence[UnitClass]) -> dict[str, str]:
@@ -26,7 +28,8 @@ def norms_of(model: nn.Module, classes: Sequence[UnitClass]) -> dict[str, str]:
         for m in c.members:
             name = m.tensor.rpartition(".")[0]
             own = dict(model.get_submodule(name).named_parameters(recurse=False))
-            if own.keys() == {"weight"} and own["weight"].dim() == 1:
+            scaled = "weight" in own and own.keys() <= {"weight", "bias"}
+            if scaled and own["weight"].dim() == 1:
                 found[name] = c.name
     missing = [c.name for c in classes if c.name not in found.values()]
     if missing:
@@ -42,7 +45,8 @@ def watch(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Gram matrices of what the norms of each class are given, and which norm a module reads.
 
-    Tokens that an attention mask hides do not count.
+    Tokens that an attention mask hides do not count. What layer norms are given counts without its
+    mean, as they see it.
     """
     grams: dict[str, Tensor] = {}
     said: dict[int, tuple[str, Tensor]] = {}  # by the memory of a norm's output, which is held
@@ -54,6 +58,8 @@ def watch(
             x, mask = args[0].detach(), masks[0]
             kept = x[mask.bool()] if mask is not None and mask.shape == x.shape[:-1] else x
             rows = kept.reshape(-1, x.shape[-1]).double()
+            if isinstance(model.get_submodule(name), nn.LayerNorm):
+                rows = rows - rows.mean(1, keepdim=True)
             grams[of_norm[name]] = grams.get(of_norm[name], 0) + rows.T @ rows
             said[output.untyped_storage().data_ptr()] = (name, output)
 
@@ -90,14 +96,51 @@ def fold(
     classes: Sequence[UnitClass],
     of_norm: Mapping[str, str],
     takes: Mapping[str, str],
-) -> None:
-    """Multiply the scale of each norm into the weights that read it."""
+) -> tuple[Gap, ...]:
+    """Multiply the scale of each norm into the weights that read it, and add what its shift gives.
+
+    A layer norm becomes an RMS norm: the residual stream loses its mean where it is written.
+
+    Returns:
+        Which modules are others now, as data.
+
+    Raises:
+        PlanError: A shift that a reader cannot take.
+    """
+    layer_norms = [n for n in of_norm if isinstance(model.get_submodule(n), nn.LayerNorm)]
+    for c in classes if layer_norms else ():
+        for m in c.members:
+            name = m.tensor.rpartition(".")[0]
+            if m.produces and name not in of_norm and name.rpartition(".")[2] != SHORTCUT:
+                p = model.get_parameter(m.tensor)
+                p.copy_(p.double() - p.double().mean(m.axis, keepdim=True))
+    shifts: dict[str, Tensor] = {}
     for c in classes:
         for m in c.members:
-            norm = takes.get(m.tensor.rpartition(".")[0])
+            reader = m.tensor.rpartition(".")[0]
+            norm = takes.get(reader)
             if not m.produces and norm is not None and of_norm[norm] == c.name:
                 p = model.get_parameter(m.tensor)
-                scale = model.get_parameter(f"{norm}.weight")
+                own: Any = model.get_submodule(norm)
+                shift = own._parameters.get("bias")
+                if shift is not None:
+                    extra = torch.tensordot(p.double(), shift.double(), dims=([m.axis], [0]))
+                    shifts[reader] = shifts.get(reader, 0) + extra
+                scale = own.weight + offset(own)
                 p.mul_(scale.view([-1 if a == m.axis else 1 for a in range(p.dim())]))
     for name in of_norm:
-        model.get_parameter(f"{name}.weight").fill_(1.0)
+        neutral(model.get_submodule(name))
+    gaps = [Gap(name, becomes="rms") for name in layer_norms]
+    for name, extra in shifts.items():
+        bias: Any = getattr(model.get_submodule(name), "bias", None)
+        if extra.dim() != 1 or not (bias is None or bias.shape == extra.shape):
+            raise PlanError(
+                f"{name} reads {takes[name]}, a norm with a shift, and has no bias of that shape "
+                "that could take it: use a method that removes heads and neurons"
+            )
+        if bias is None:
+            gaps.append(Gap(name, becomes="biased"))
+    drop(model, gaps)
+    for name, extra in shifts.items():
+        model.get_submodule(name).bias.add_(extra)  # type: ignore[operator, union-attr]
+    return tuple(gaps)

@@ -1,4 +1,7 @@
-"""Shortcuts: matrices between blocks, so that each block can have a basis of its own."""
+"""Shortcuts: matrices between blocks, so that each block can have a basis of its own.
+
+Norms must not know the basis: layer norms become RMS norms, and what reads them takes their bias.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from torch import Tensor, nn
 from secateur.errors import PlanError
 
 SHORTCUT = "shortcut"
+BECOMES = ("rms", "biased")  # a layer norm without mean and shift; a layer that had no bias
 
 
 class Turned(nn.Module):
@@ -66,6 +70,38 @@ def turn(model: nn.Module, blocks: dict[str, int]) -> None:
         _untie(model)
 
 
+def become(model: nn.Module, modules: dict[str, str]) -> None:
+    """Make layer norms RMS norms with scales of one, and give layers biases of zero, in place.
+
+    Args:
+        model: Any module.
+        modules: Name of a module -> ``"rms"`` or ``"biased"``.
+
+    Raises:
+        PlanError: The model lacks a module, or it is none of that sort.
+    """
+    known = dict(model.named_modules())
+    for name, what in modules.items():
+        found: Any = known.get(name)
+        norm = what == "rms"
+        kind = nn.LayerNorm if norm else nn.Linear
+        if not isinstance(found, kind) or (found.bias is not None and not norm):
+            raise PlanError(
+                f"the plan changes {name!r}, which this {type(model).__name__} has not, or not "
+                f"as a {'layer norm' if norm else 'linear layer without bias'}: give the model "
+                "that the plan was made for"
+            )
+        module: Any = found
+        weight = module.weight
+        if norm:
+            rms = nn.RMSNorm(module.normalized_shape, module.eps)
+            rms.weight = nn.Parameter(torch.ones_like(weight), weight.requires_grad)
+            model.set_submodule(name, rms.train(module.training))
+        else:
+            bias = nn.Parameter(torch.zeros_like(weight[:, 0]), weight.requires_grad)
+            module.register_parameter("bias", bias)
+
+
 def _untie(model: nn.Module) -> None:
     seen: set[int] = set()
     for module in model.modules():
@@ -87,3 +123,25 @@ def rotate(model: nn.Module, tensor: str, axis: int, basis: Tensor) -> None:
     p = model.get_parameter(tensor)
     turned = torch.tensordot(p.double(), basis.to(p.device), dims=([axis], [0]))
     p.copy_(turned.movedim(-1, axis))
+
+
+@torch.no_grad()
+def offset(norm: nn.Module) -> float:
+    """What the norm adds to its weight before it multiplies by it: 1 in Gemma, else 0."""
+    weight: Any = norm.weight
+    shift = norm._parameters.get("bias")
+    before, x = weight.clone(), torch.ones_like(weight)[None]
+    x[:, ::2] = -1  # without a mean
+    at = []
+    for value in (0.0, 1.0):
+        weight.fill_(value)
+        y = norm(x) if shift is None else norm(x) - shift
+        at.append(float((y * x).double().mean()))
+    weight.copy_(before)
+    return float(round(at[0] / (at[1] - at[0])))
+
+
+@torch.no_grad()
+def neutral(norm: nn.Module, scale: float = 1.0) -> None:
+    """Let the norm multiply by one number only."""
+    norm.weight.fill_(scale - offset(norm))  # type: ignore[operator, union-attr]

@@ -20,6 +20,7 @@ from torch import Tensor
 from secateur.errors import StoreError
 from secateur.files import read_text, write_text, write_together
 from secateur.graph.classes import Axis
+from secateur.plan.bases import BECOMES
 from secateur.plan.edits import check_edit, is_module, is_numbers
 from secateur.plan.gaps import Gap
 from secateur.plan.plan import Edit, Plan
@@ -353,7 +354,8 @@ def _dropped(data: Any, where: str) -> tuple[Gap, ...]:
     for item in data:
         outputs = item.get("outputs")
         experts = item.get("experts", [])
-        good = item.keys() - {"experts", "shortcut"} == {"module", "outputs"}
+        good = item.keys() - {"experts", "shortcut", "becomes"} == {"module", "outputs"}
+        good = good and item.get("becomes", "") in ("", *BECOMES)
         good = good and is_module(item["module"])
         shortcut = item.get("shortcut", 0)
         good = good and _is_int(shortcut) and 0 <= shortcut < 1 << 20
@@ -366,7 +368,7 @@ def _dropped(data: Any, where: str) -> tuple[Gap, ...]:
 
 
 def _gap_data(gap: Gap) -> dict[str, Any]:
-    optional = ("experts", "shortcut")
+    optional = ("experts", "shortcut", "becomes")
     return {name: value for name, value in asdict(gap).items() if name not in optional or value}
 
 

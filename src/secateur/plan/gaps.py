@@ -32,12 +32,19 @@ class Gap:
             outputs it has, 0 for a plain tensor.
         experts: Only these experts of the module go.
         shortcut: Nothing goes; a matrix of this width comes before the block.
+        becomes: Nothing goes; a layer norm is an ``"rms"`` norm, a layer is ``"biased"``.
     """
 
     module: str
     outputs: int | None = None
     experts: tuple[int, ...] = ()
     shortcut: int = 0
+    becomes: str = ""
+
+    @property
+    def goes(self) -> bool:
+        """Whether a block or a part of one is left out."""
+        return not (self.experts or self.shortcut or self.becomes)
 
     def size(self, model: nn.Module) -> int:
         """How many parameters go with it."""
@@ -106,8 +113,9 @@ def drop(model: nn.Module, gaps: Sequence[Gap]) -> nn.Module:
         PlanError: The model lacks a module, or a block is not in a list of blocks.
     """
     bases.turn(model, {gap.module: gap.shortcut for gap in gaps if gap.shortcut})
+    bases.become(model, {gap.module: gap.becomes for gap in gaps if gap.becomes})
     experts.narrow(model, [gap for gap in gaps if gap.experts])
-    gaps = [gap for gap in gaps if not gap.experts and not gap.shortcut]
+    gaps = [gap for gap in gaps if gap.goes]
     modules = dict(model.named_modules())
     lists: dict[str, list[int]] = {}
     for gap in gaps:
@@ -185,7 +193,7 @@ def skipping(model: nn.Module, gaps: Sequence[Gap]) -> Iterator[nn.Module]:
     modules = dict(model.named_modules())
     with ExitStack() as stack:
         stack.enter_context(experts.unchosen(model, [gap for gap in gaps if gap.experts]))
-        for gap in (gap for gap in gaps if not gap.experts and not gap.shortcut):
+        for gap in (gap for gap in gaps if gap.goes):
             if gap.module not in modules:
                 raise PlanError(f"there is no {gap.module!r} in this {type(model).__name__}")
 

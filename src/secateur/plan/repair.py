@@ -137,9 +137,10 @@ _GROUPS = ("num_key_value_groups", "n_rep")  # of transformers, and of Llama's o
 def _groups(graph: Graph, plan: Plan, skeleton: nn.Module) -> list[Edit]:
     """The number of queries per key and value of attentions that still tell the old one."""
     found: dict[str, Edit] = {}
+    groups = {c.over for c in graph.classes.values() if c.kind == "query"}
     for name in plan.keep:
         c = graph.classes[name]
-        if c.kind != "query":
+        if c.kind not in ("query", "head") or name in groups:
             continue
         for module in dict.fromkeys(m.rpartition(".")[0] for m in c.producers):
             attention = skeleton.get_submodule(module)

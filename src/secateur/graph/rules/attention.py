@@ -45,7 +45,8 @@ def attention(op: Op) -> Any:
             if split is None:
                 return None
             unify(split[0], ek)
-            op.role(split[1], "query")
+            if split[0].size > 1:  # all queries of a single head are heads themselves
+                op.role(split[1], "query")
             repeated.append(split[1])
     mask = op.given.get("attn_mask", op.given.get("attn_bias"))
     full = [*op.axes(q)[:-1], op.axes(k)[-2]]

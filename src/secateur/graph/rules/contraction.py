@@ -27,6 +27,22 @@ def contract(op: Op, x: Tensor, y: Tensor, dim_x: int, dim_y: int) -> None:
         op.statistical(resolve(a), f"{op.name} of values that masking does not make zero")
 
 
+def roles(op: Op, x: Tensor, y: Tensor) -> None:
+    """What a product for each of a batch says: over positions, or between them, it is attention.
+
+    What goes in and out of it besides positions are the dims of a head.
+    """
+    ex, ey = op.axes(x), op.axes(y)
+    for e in ex[:-2]:
+        op.role(e, "batched")
+    if all(locked(e) for e in ex[:-2]):
+        return
+    if locked(ex[-1]):
+        op.role(ey[-1], "head_dim")
+    elif locked(ex[-2]) and locked(ey[-1]):
+        op.role(ex[-1], "head_dim")
+
+
 def free_is_zero(op: Op, x: Tensor, free: Axes) -> bool:
     return op.is_zero(x) or all(locked(e) for e in free)
 
@@ -39,7 +55,7 @@ def matmul(op: Op) -> Axes:
     ex, ey = op.axes(x), op.axes(y)
     for a, b in zip(ex[:-2], ey[:-2], strict=True):
         unify(a, b)
-        op.role(a, "batched")
+    roles(op, x, y)
     ex, ey = op.axes(x), op.axes(y)
     shared_zero = op.is_zero(x) or op.is_zero(y) or all(locked(e) for e in ex[:-2])
     op.zero = shared_zero and free_is_zero(op, x, [ex[-2]]) and free_is_zero(op, y, [ey[-1]])
@@ -56,6 +72,7 @@ def addmm(op: Op) -> Axes:
     ex, ey = op.axes(x), op.axes(y)
     for a, b in zip(ex[:-2], ey[:-2], strict=True):
         unify(a, b)
+    roles(op, x, y)
     ex, ey = op.axes(x), op.axes(y)
     result = [*ex[:-1], ey[-1]]
     bias = op.axes(op.arg("self"))

@@ -12,6 +12,7 @@ from secateur.errors import BudgetError, ConfigError
 from secateur.methods.bases import Bases, with_bases
 from secateur.methods.depth import Depth
 from secateur.methods.registry import Method, method
+from secateur.plan.bases import neutral
 from secateur.plan.plan import Plan
 
 _ROUND = 8  # widths are multiples of it, as the authors'
@@ -69,12 +70,12 @@ def sliced(
     else:
         left = _fitting(depth, here, width, step, (keep or {}).get("params", 1.0))
     model: Any = here.graph.model
-    with torch.no_grad():
-        for name in (name for names in here.norms.values() for name in names):
-            model.get_parameter(f"{name}.weight").fill_((width / left) ** 0.5)
+    for name in (name for names in here.norms.values() for name in names):
+        neutral(model.get_submodule(name), (width / left) ** 0.5)
     lost = [float(e[left:].sum() / e.sum()) for e in here.energy.values()]
+    turned = len(here.classes) - 1
     note = (
-        f"turned: {len(here.gaps)} blocks have a matrix before them; of the width {width} there "
+        f"turned: {turned} blocks have a matrix before them; of the width {width} there "
         f"remain {left}, without {min(lost):.1%} to {max(lost):.1%} of the mean square"
     )
     return replace(_plan(here, width, left), dropped=here.gaps, notes=(note,))
