@@ -92,6 +92,18 @@ def mlp() -> nn.Module:
     )
 
 
+def gemma3n() -> nn.Module:
+    """The last two layers read keys and values that the first two put into a dict."""
+    config = hf.Gemma3nTextConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, vocab_size=100, vocab_size_per_layer_input=100,
+        hidden_size_per_layer_input=8, num_kv_shared_layers=2, laurel_rank=4, altup_num_inputs=2,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        activation_sparsity_pattern=[0.0] * 4,
+    )  # fmt: skip
+    return hf.Gemma3nForCausalLM(config)
+
+
 PADDED = {"input_ids": IDS, "attention_mask": torch.tensor([[1] * 16, [1] * 10 + [0] * 6])}
 PAIR = {"input_ids": IDS, "decoder_input_ids": IDS[:, :8]}
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Any, int]] = {  # and how many blocks
@@ -99,6 +111,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Any, int]] = {  # and how man
     "mixtral": (mixtral, {"input_ids": IDS}, 2),
     "bert": (lambda: hf.BertModel(hf.BertConfig(**TEXT)), PADDED, 2),
     "albert": (lambda: hf.AlbertModel(hf.AlbertConfig(**TEXT, embedding_size=16)), PADDED, 1),
+    "gemma3n": (gemma3n, {"input_ids": IDS}, 4),
     "gpt2": (gpt2, {"input_ids": IDS}, 2),
     "t5": (t5, PAIR, 4),
     "bart": (lambda: hf.BartModel(hf.BartConfig(**BOTH)), PAIR, 4),

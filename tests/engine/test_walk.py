@@ -1,5 +1,8 @@
 """The walk from block to block, against whole forwards of the model."""
 
+import copy
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +10,7 @@ import torch
 from networks_tiny import IDS, NETWORKS, llama
 from torch import Tensor, nn
 
-from secateur.engine.blocks import find_blocks
+from secateur.engine.blocks import Block, find_blocks
 from secateur.engine.gather import Gathered
 from secateur.engine.sequential import Outputs, token_masks, walk
 from secateur.errors import DataError
@@ -181,6 +184,52 @@ class Adds(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x.add_(1))
+
+
+class Shares(nn.Module):
+    """Blocks of which the first puts something into a list and a dict, and the last reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.ModuleDict({"part": nn.Linear(4, 4)}) for _ in range(3))
+        for number, layer in enumerate(self.layers):
+            layer.forward = partial(self.block, number)  # type: ignore[method-assign]
+
+    def block(self, number: int, x: Tensor, stack: list[Tensor], *, by_name: Any) -> Tensor:
+        y = self.layers[number]["part"](x)  # type: ignore[index]
+        if number == 0:
+            stack.append(y + 1)
+            by_name["key"] = (y * 2,)
+        return y if number < 2 else y + stack[0] + by_name["key"][0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        stack: list[Tensor] = []
+        by_name: dict[str, Any] = {}
+        for layer in self.layers:
+            x = layer(x, stack, by_name=by_name)
+        return x
+
+
+@pytest.mark.parametrize("propagate", ["pruned", "dense", "both"])
+@pytest.mark.parametrize("spilled", [False, True])
+def test_what_a_block_hands_to_later_ones_arrives(
+    propagate: Any, spilled: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    net, data = Shares(), [(torch.randn(5, 4),) for _ in range(2)]
+    wanted = [net(x).detach() for (x,) in data]
+    blocks = tuple(Block(f"layers.{k}", "layers") for k in range(3))
+    how: dict[str, Any] = {"propagate": propagate, "blocks": blocks}
+    how["spill"] = tmp_path if spilled else None
+    state: list[Any] = []
+    for step in walk(net, data, **how, commit=lambda w: state.append(copy.deepcopy(w.state()))):
+        if step.number == 2:
+            got = [step.walk.run(step.block, k, step.walk.streams[0], False) for k in (0, 1)]
+            assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+    assert not list(tmp_path.iterdir())
+    if not spilled:
+        for step in walk(net, data, **how, resume=state[1]):
+            assert torch.equal(step.walk.run(step.block, 0, step.walk.streams[0], False), wanted[0])
 
 
 def test_samples_stay_as_they_were_given() -> None:

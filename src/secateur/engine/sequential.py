@@ -22,8 +22,8 @@ from secateur.engine.batches import inputs_of, run
 from secateur.engine.blocks import Block, find_blocks
 from secateur.engine.checkpoint import load_state, save_state
 from secateur.engine.gather import Gathered
+from secateur.engine.handed import HANDED, contents, copied, handed, stand_in
 from secateur.errors import DataError
-from secateur.graph.forward import map_tensors
 from secateur.measure.calling import as_call, evaluating, to_device, unfused
 
 Propagate = Literal["pruned", "dense", "both"]
@@ -163,9 +163,12 @@ class Walk:
         found: list[Any] = []
 
         def stop(*args: Any, **kwargs: Any) -> Any:
+            before = contents(args, kwargs)
             found.append(compute(*args, **kwargs))
             if keep:
                 outputs[block.name, sample] = found[0]
+                if new := handed(before, args, kwargs):
+                    outputs[block.name + HANDED, sample] = new
             raise _ReachedError
 
         with ExitStack() as stack:
@@ -194,11 +197,9 @@ class Walk:
             name = block.name if block.kept else last[block.chain or block.name]
             if name not in values:
                 values[name] = outputs[name, sample]
-            value = values[name]
-            if name != block.name:
-                yield block.name, lambda *_, value=value, **__: value
-            else:
-                yield block.name, lambda *_, value=value, **__: copied(value)
+            key = (block.name + HANDED, sample)
+            new = outputs[key] if key in outputs.values else {}
+            yield block.name, stand_in(values[name], name == block.name, new)
 
     def gather(self, block: Block, gathered: Gathered, keep: bool = False) -> None:
         for sample in range(len(self.samples)):
@@ -383,8 +384,3 @@ def without_cache(model: nn.Module) -> Iterator[None]:
     finally:
         for config, value in zip(configs.values(), before, strict=True):
             config.use_cache = value
-
-
-def copied(value: Any) -> Any:
-    """The same structure with copies of its tensors."""
-    return map_tensors(torch.clone, value)
