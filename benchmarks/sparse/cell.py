@@ -25,6 +25,7 @@ import secateur as sec
 from secateur.analyse.sanity import half, reinitialised, shuffled
 from secateur.measure.macs import macs
 from secateur.methods import registry
+from secateur.methods.during.early_bird import drawn
 from secateur.methods.during.free_tickets import collected, vote
 
 BATCH = 128
@@ -77,7 +78,7 @@ def train(cell: Cell, limit: int | None) -> tuple[nn.Module, dict[str, Any]]:
             if cell.control == "half" else scored  # fmt: skip
         method = _masks(net, cell, scored, inputs)
     rates = one_cycle(steps)
-    optimizer = _optimizer(net)
+    optimizer = optimizer_of(net)
     start = time.process_time()
     handle = None
     last = round(cell.settled * steps)
@@ -97,16 +98,20 @@ def train(cell: Cell, limit: int | None) -> tuple[nn.Module, dict[str, Any]]:
     epoch: Batches = []
     gone: dict[str, Tensor] = {}  # what was pruned at any time
     for step in range(steps + 1):
+        if cell.method == "early_bird" and step < last and drawn(handle) is not None:
+            last = step  # the ticket is there: what is left of the run trains it
         if step == last and handle is not None:
             result = handle.finish(remove=cell.kind == "channels", example_inputs=inputs)
             found = {"sparsity": result.masks.sparsity, "emptied": result.masks.empty()}
+            if cell.method == "early_bird":
+                found["drawn"] = step / steps
             if cell.method == "autoprune":
                 found["returned"] = _returned(gone, result.masks)
             if cell.kind == "channels":
                 if not result.verification.ok:
                     raise AssertionError(f"{cell.key}: removal changed what the network computes")
                 net = result.model
-            optimizer = _optimizer(net)
+            optimizer = optimizer_of(net)
             if cell.kind == "weights" and step < steps:
                 sec.attach(net, optimizer, result.masks)
         if step == steps:
@@ -158,7 +163,7 @@ def deviations(weight: Tensor, stats: Any = None) -> Tensor:
 
 def one_cycle(steps: int) -> list[dict[str, float]]:
     """Rate and momentum of every step: the rate up over a fifth of the run, and down to nothing."""
-    optimizer = _optimizer(nn.Linear(1, 1))
+    optimizer = optimizer_of(nn.Linear(1, 1))
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, steps, pct_start=0.2)
     found = []
     for _ in range(steps):
@@ -169,8 +174,9 @@ def one_cycle(steps: int) -> list[dict[str, float]]:
     return found
 
 
-def _optimizer(net: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+def optimizer_of(net: nn.Module, rate: float = 0.1) -> torch.optim.Optimizer:
+    """The one of all runs."""
+    return torch.optim.SGD(net.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4)
 
 
 def _halves(batch: tuple[Tensor, Tensor]) -> Batches:

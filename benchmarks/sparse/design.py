@@ -54,8 +54,8 @@ CHANNELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "early_bird": (HALF, QUARTER),
     "morphnet": ({"amount": 0.1}, {"amount": 0.2}),  # of the weights; the dear channels go first
     "ssl": (HALF, QUARTER),
-    "l0": ({**HALF, **WHOLE}, {**QUARTER, **WHOLE}),
-    "sparse_structure_selection": ({"strength": 0.01}, {"strength": 0.03}),
+    "l0": ({**HALF, **WHOLE, "strength": 1.0}, {**QUARTER, **WHOLE, "strength": 1.0}),
+    "sparse_structure_selection": ({"strength": 0.008}, {"strength": 0.014}),
     "dsa": ({"macs": 0.5}, {"macs": 0.25}),
     "dmcp": ({"macs": 0.5}, {"macs": 0.25}),
 }  # fmt: skip
@@ -63,6 +63,13 @@ CHANNELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 # that cut at the end; the rest trains what is left.
 SETTLED = 0.75
 CUT_AT_THE_END = ("l1", "l2")
+# Methods after training: what their options are, where the amount does not say it all; those of
+# whole channels that apply to a residual network of convolutions.
+AFTER: dict[str, dict[str, Any]] = {
+    "threshold": {"quality": 1.0},
+    "channel_lasso": {}, "dcp": {}, "thinet": {}, "mask_tuning": {}, "width": {}, "flap": {},
+    "llm_pruner": {}, "minitron": {}, "wanda_sp": {},
+}  # fmt: skip
 # How much a setting matters: (method, option, its middle, amount), each times every factor.
 SENSITIVITY: tuple[tuple[str, str, float, float | None], ...] = (
     ("autoprune", "lr", 1e-2, 0.9),
@@ -72,7 +79,7 @@ SENSITIVITY: tuple[tuple[str, str, float, float | None], ...] = (
     ("autoprune", "strength", 1e-3, None),
 )
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
-KINDS = ("weights", "compression", "channels", "collapse", "sensitivity")
+KINDS = ("weights", "compression", "channels", "collapse", "sensitivity", "after")
 COLLAPSE = (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998)
 
 
@@ -150,6 +157,7 @@ def wanted() -> list[Cell]:
         for name in registry.names("before")
         if registry.find(name).gate is None and name != "dual_ticket"
     ]
+    found += _after()
     found += [c for data in (FASHION, MNIST) for c in _compression(data)]
     found += [
         sensitivity(*row, factor, seed)
@@ -190,6 +198,27 @@ def _compression(data: str) -> list[Cell]:
                 for n in ("gradual_magnitude", "autoprune")
             ]
             cells.append(Cell("compression", network, HAN, f"{k}x", options=amount, data=data))
+    return cells
+
+
+def _after() -> list[Cell]:
+    """Every method after training that applies to these networks, at two amounts."""
+    cells = []
+    for name in registry.names("after"):
+        whole = {} if name not in AFTER else dict(AFTER[name])
+        if registry.find(name).granularity != "element":
+            cells += [
+                Cell("after", "resnet8", name, setting, options={"amount": amount, **whole})
+                for setting, amount in (("2x", 0.3), ("4x", 0.5))
+                if name in AFTER
+            ]
+        elif whole:
+            cells.append(Cell("after", "lenet300", name, "own", options=whole))
+        else:
+            cells += [
+                Cell("after", "lenet300", name, f"{amount:.1%}", options={"amount": amount})
+                for amount in TWO
+            ]
     return cells
 
 

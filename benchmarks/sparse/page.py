@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.sparse.after import section as after_training
 from benchmarks.sparse.design import (
     COMPRESSION,
     CONTROLLED,
@@ -59,6 +60,7 @@ def page(cells: dict[str, dict[str, Any]]) -> str:
         *_head(set(cells)), *_weights(rows), *_curve(rows), *_claims(rows),
         *how_much_settings_matter(cells),
         *_controls(rows), *_collapse(rows), *_compression(rows), *_channels(rows),
+        *after_training(cells),
     ])  # fmt: skip
 
 
@@ -336,4 +338,12 @@ def _channels(rows: Rows) -> list[str]:
                 f"| `{r['method']}` | {setting} | {1 / r['macs']:.1f} times "
                 f"| {r['accuracy']:.1%} | {_time([r], dense)} |"
             )
+    tickets = [r for r in mine if "drawn" in r]
+    if tickets:
+        said = " and ".join(f"{r['drawn']:.0%} ({r['setting']})" for r in tickets)
+        lines += [
+            "",
+            f"`early_bird` drew its ticket, or had to, after {said} of the run;",
+            "the rest trains it.",
+        ]
     return [*lines, ""]

@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from benchmarks.sparse import store
-from benchmarks.sparse.cell import batches, pictures, run
+from benchmarks.sparse import after, store
+from benchmarks.sparse.cell import accuracy, batches, pictures, run, train
 from benchmarks.sparse.design import Cell, wanted, weights
 from benchmarks.sparse.page import page, verdict
 from torch import nn
 
 import secateur as sec
+from secateur.methods import registry
 
 
 def test_every_method_of_training_is_asked_for_and_no_cell_twice() -> None:
@@ -76,6 +77,27 @@ def test_the_page_is_of_the_committed_cells() -> None:
     from benchmarks.sparse.page import PAGE
 
     assert PAGE.read_text(encoding="utf-8") == page(store.load())
+
+
+def test_pruning_after_training_is_asked_of_every_method_that_applies() -> None:
+    asked = {c.method for c in wanted() if c.kind == "after"}
+    single = {n for n in sec.methods("after") if registry.find(n).granularity == "element"}
+    assert single <= asked <= set(sec.methods("after"))
+
+
+def test_pruning_after_training_prunes_the_trained_network_and_holds_the_zeros() -> None:
+    cell = Cell("after", "lenet300", "magnitude", "90.0%", options={"amount": 0.9})
+    found = after.run(cell, limit=256)
+    net, figures = train(Cell("weights", "lenet300", "dense", "own"), 256)
+    assert found["dense"] == pytest.approx(figures["accuracy"], abs=1e-5)
+    with torch.no_grad():
+        for name in ("fc1.weight", "fc2.weight", "fc3.weight"):
+            weight = net.get_parameter(name)
+            sizes = weight.abs().flatten().sort(descending=True).values
+            weight *= weight.abs() > sizes[round(0.1 * weight.numel())]
+    assert found["sparsity"] == pytest.approx(0.9, abs=1e-3)
+    assert found["pruned"] == pytest.approx(accuracy(net), abs=2e-3)
+    assert found["accuracy"] != found["pruned"]
 
 
 def test_a_control_keeps_the_numbers_of_each_layer() -> None:
