@@ -116,7 +116,7 @@ def prune(
         >>> prune(net, torch.randn(4, 8), amount=0.5).model[0].out_features
         16
     """
-    _check_names("prune", selection, (prune, make_plan), but=("selection", "graph"))
+    _check_names("prune", selection, (prune, make_plan), but=("selection", "graph", "left"))
     if not isinstance(measure, bool):
         _check_names(
             "measure", measure, (measure_cost,), but=("model", "example_inputs", "against")
