@@ -26,6 +26,7 @@ from secateur.graph.forward import (
 )
 from secateur.graph.freeze import freeze
 from secateur.graph.graph import Graph
+from secateur.graph.rules import RuleError
 
 log = logging.getLogger(__name__)
 
@@ -237,6 +238,8 @@ def _mark_outputs(recorder: Recorder, output: Any) -> None:
 
 
 def _explained(example_inputs: Any, error: Exception) -> TraceError:
+    if isinstance(error, RuleError):
+        return TraceError(str(error))
     where = getattr(error, "secateur_where", None) or "the model's forward"
     shapes = [tuple(t.shape) for t in tensors_in(call_arguments(example_inputs))]
     return TraceError(
