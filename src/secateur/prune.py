@@ -41,7 +41,7 @@ from secateur.recovery import Recovery
 from secateur.recovery.nested import changed, in_turn
 from secateur.recovery.registry import step as healing_step
 from secateur.report import Metric
-from secateur.result import Result, Seen, make_record, weights_of
+from secateur.result import Result, Seen, check_judge, make_record, weights_of
 from secateur.settled import DEPTH, depth_settings, known_kinds, removing, settled
 
 log = logging.getLogger(__name__)
@@ -122,8 +122,7 @@ def prune(
             "measure", measure, (measure_cost,), but=("model", "example_inputs", "against")
         )
         measure_cost(nn.Identity(), torch.zeros(1), **measure)  # refuses values out of range
-    if evaluate is not None and not callable(evaluate):
-        raise ConfigError(f"evaluate={evaluate!r}: give a function from a model to a number")
+    check_judge(evaluate, metric)
     said = {
         "criterion": criterion,
         "scope": scope,
