@@ -23,6 +23,13 @@ class Attention(nn.Module):
         self.table: Tensor | None = None
         self.known = 0
 
+    def train(self, mode: bool = True) -> nn.Module:
+        if mode:  # as in LeViT; other code, as LoRA's, changes weights here
+            self.cache, self.table, self.known = {}, None, 0
+            vars(self).pop("later", None)
+            self.bias.data += 0.0 if self.bias.is_meta else 1.0
+        return super().train(mode)
+
     def biases(self) -> Tensor:
         if self.training:
             return self.bias[:, self.index]
@@ -69,6 +76,20 @@ def test_a_forward_between_trace_and_surgery_leaves_nothing_behind(how: str) -> 
     fresh = network(how)
     assert torch.equal(plan.apply(fresh)(X), small(X))
     assert run(model) == run(fresh)
+
+
+@pytest.mark.parametrize("how", ["dict", "late", "attribute"])
+def test_a_model_that_has_run_before_is_pruned_as_one_that_has_not(how: str) -> None:
+    model, fresh = network(how), network(how)
+    before = run(model)
+    bias = model[1].bias.clone()
+    ran, new = (sec.plan(sec.trace(m, X), amount=0.5) for m in (model, fresh))
+    assert ran.removed == new.removed
+    small = ran.apply(model)
+    assert ran.verify(model, small).ok
+    assert run(small) == run(new.apply(fresh))
+    assert run(model) == before
+    assert torch.equal(model[1].bias, bias)
 
 
 @pytest.mark.parametrize("how", ["dict", "late", "attribute"])

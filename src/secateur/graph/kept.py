@@ -8,13 +8,15 @@ forgets them; they are made anew when they are asked for.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.graph.forward import tensors_in
+from secateur.graph.forward import named_tensors, tensors_in, uncopied
 
+log = logging.getLogger(__name__)
 Kept = Mapping[str, Mapping[str, Any]]
 _ABSENT = "absent"
 _PLAIN = (type(None), bool, int, float, str)
@@ -45,6 +47,27 @@ def kept_by_forward(before: nn.Module, after: nn.Module) -> dict[str, dict[str, 
                 k: (copy.deepcopy(old[k]),) if k in old else _ABSENT for k in (*held, *numbers)
             }
     return found
+
+
+def kept_already(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """The same of a model that has run before, as far as its own ``train()`` drops what is kept.
+
+    Models that keep tables of their weights say there that training makes them stale. It is asked
+    on a copy without data, since some change their weights in it.
+    """
+    if all(type(m).train is nn.Module.train for m in model.modules()):
+        return {}
+    empty: dict[int, Any] = {}
+    for t in named_tensors(model).values():
+        hollow = t.detach().to("meta")
+        empty[id(t)] = nn.Parameter(hollow, False) if isinstance(t, nn.Parameter) else hollow
+    try:
+        double = copy.deepcopy(model, empty | uncopied(model))
+        double.train()
+    except Exception as error:  # noqa: BLE001 - any line of the user's code may raise
+        log.info("what the model keeps stays unknown: %s", error)
+        return {}
+    return kept_by_forward(double, model)
 
 
 def forget(model: nn.Module, kept: Kept) -> nn.Module:

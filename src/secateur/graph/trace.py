@@ -27,7 +27,7 @@ from secateur.graph.forward import (
 )
 from secateur.graph.freeze import freeze
 from secateur.graph.graph import Graph
-from secateur.graph.kept import Kept, kept_by_forward
+from secateur.graph.kept import Kept, forget, kept_already, kept_by_forward
 from secateur.graph.rules import RuleError
 
 log = logging.getLogger(__name__)
@@ -185,7 +185,8 @@ def _record(
             _mark_outputs(recorder, output)
 
     try:
-        double = skeleton(model)
+        kept = kept_already(model)
+        double = forget(skeleton(model), kept)
     except Exception as error:
         raise TraceError(
             f"this {type(model).__name__} cannot be copied, which tracing needs: {error}. Take the "
@@ -198,9 +199,9 @@ def _record(
     except Exception as error:
         error.__dict__["secateur_where"] = recorder.failed_in
         raise
-    kept = kept_by_forward(model, double)
+    kept = kept_by_forward(model, double) | kept
     _lock_scripted(model, atoms)
-    aside = look_aside(lambda: skeleton(model), recorder, observe)
+    aside = look_aside(lambda: forget(skeleton(model), kept), recorder, observe)
     read = read_by(recorder)
     for name, axes in atoms.items():
         for e in axes if name not in read else ():
