@@ -59,11 +59,13 @@ def solve(
             gone = rises.isfinite()
         else:
             # A later removal never comes before an earlier one of its row.
-            count = round(target.amount * rises.numel())
-            gone = keep_top(-rises.cummax(1).values, count)
+            rises = rises.cummax(1).values
+            if target.rows is not None:  # of the size of weights, as a rise is of their squares
+                rises = rises * target.rows.to(rises).square()[:, None]
+            gone = keep_top(-rises, round(target.amount * rises.numel()))
         keep = torch.ones_like(gone).scatter_(1, order, ~gone)
     else:
-        keep = keep_best(here.weight.square() / (2 * inverse.diagonal()), target)
+        keep = keep_best(here.weight.abs() / (2 * inverse.diagonal()).sqrt(), target)
     return Solved(exact(here.gram, here.weight @ here.gram, keep), keep, here.note)
 
 
