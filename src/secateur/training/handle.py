@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from secateur.engine import ranks
 from secateur.engine.masks import MaskSet, keep_top
@@ -26,6 +27,9 @@ from secateur.training.resume import restore, state_of
 from secateur.training.validation import Stream
 
 ATTACHED = "_secateur_attached"
+# Parameters that an attachment acts on. Not an attribute of theirs, which copies and files of the
+# model would inherit, though nothing acts on these.
+MASKED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,9 @@ class Handle:
         """Penalties, masks that are due, and the gradients of what is masked."""
         moment = self.moment
         validation = self.sources.validation
-        weights = [p.grad for p in moment.model.parameters() if p.grad is not None]
+        # Its own alone: what another optimizer holds is still scaled, and skipped, by itself.
+        held = (p for group in moment.optimizer.param_groups for p in group["params"])
+        weights = [p.grad for p in held if p.grad is not None]
         searching = unscale(moment.optimizer, weights)
         if self.gated is not None:
             self.gated.require_reached()
@@ -328,7 +334,7 @@ class Handle:
             self.gated.remove()
         self.moment.optimizer.__dict__.pop(ATTACHED, None)
         for p in self.moment.parameters.values():
-            p.__dict__.pop(ATTACHED, None)
+            MASKED.pop(p, None)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the run needs to go on exactly; for ``save_state`` or ``torch.save``."""
