@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from secateur.engine import ranks
-from secateur.engine.masks import MaskSet, keep_top
+from secateur.engine.masks import MaskSet
 from secateur.engine.seams import Moment
-from secateur.granularity.choose import choose, spared
+from secateur.granularity.choose import choose, keep_units, spared
 from secateur.granularity.registry import Units
 from secateur.methods.registry import Method
 from secateur.methods.scoring import element_scores
@@ -310,12 +310,17 @@ class Handle:
         moment, gate = self.moment, self.gated.gate
         scores = None if self.method.amount is None else self.gated.scores()
         if gate.shared:
-            keep = self.gated.keeps()
-            if scores is not None:
-                keep = {
-                    n: keep_top(s, max(round(len(s) * (1 - moment.amount)), 1))
-                    for n, s in scores.items()
-                }
+            keep = (
+                self.gated.keeps()
+                if scores is None
+                else keep_units(
+                    scores,
+                    self.units,
+                    moment.amount,
+                    self.method.scope,
+                    allow_empty=self.allow_empty,
+                )
+            )
             moment.state.update({f"units.{n}": k.float() for n, k in keep.items()})
             moment.keep(keep)
         elif scores is None:
