@@ -103,6 +103,8 @@ def attach(
     given, model, optimizer = model, _unwrapped(model), _innermost(optimizer)
     _require_whole_number("seed", seed, None)
     _require_whole_number("steps", steps, 1)
+    if scaler is not None and not callable(getattr(scaler, "get_scale", None)):
+        raise ConfigError(f"scaler= is a {type(scaler).__name__}: give the loop's GradScaler")
     found = penalty_of(method) or _fixed(method)
     if found is None:
         found = find(method, amount, **options)
@@ -259,9 +261,9 @@ def _held(
 
 
 def _schedule(method: Method, steps: int | None) -> schedules.Schedule | None:
-    seams = (method.penalty, method.gate, method.rule)
-    follows = any(getattr(seam, "scheduled", False) for seam in seams)
-    if steps is None and (follows or (method.amount is None and method.schedule != "one-shot")):
+    if steps is None and (
+        method.follows or (method.amount is None and method.schedule != "one-shot")
+    ):
         raise ConfigError(
             f"method {method.name!r} follows the progress of the run: give steps=, its number "
             "of optimizer steps"

@@ -49,7 +49,7 @@ class Sources:
     validation: Stream | None = None
 
 
-@dataclass
+@dataclass(repr=False)
 class Handle:
     """An attachment of a method to a training run; ``finish()`` ends it.
 
@@ -79,6 +79,10 @@ class Handle:
         require_scores(self)
 
     # What users read.
+
+    def __repr__(self) -> str:
+        of = f" of {self.moment.steps}" if self.moment.steps else ""
+        return f"Handle({self.method.name}, step {self.steps}{of}, {self.sparsity:.2%} masked)"
 
     @property
     def steps(self) -> int:
