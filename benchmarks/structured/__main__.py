@@ -56,7 +56,8 @@ MORE: tuple[dict[str, Any], ...] = (
     {"method": "blockpruner", "tokens": FEWER},
     {"method": "sleb", "tokens": FEWER, "arguments": {"recovery": "bridge"}},
 )
-BLOCKS = ("depth", "shortgpt", "shortened_llama", "sleb")  # whole ones go, so their number is the goal
+# Whole ones go, so their number is the goal.
+BLOCKS = ("depth", "shortgpt", "shortened_llama", "sleb")
 
 
 def _at(cell: dict[str, Any], amount: float) -> dict[str, Any]:
