@@ -38,6 +38,7 @@ FEWER = [2, 256]  # where every block is tried in every step
 LEFT = {0.1: 0.92, 0.2: 0.84, 0.3: 0.76}  # parameters that stay if so many of the blocks' go
 METHODS: tuple[dict[str, Any], ...] = (
     {"method": "width"},
+    {"method": "depth"},
     {"method": "shortgpt"},
     {"method": "flap"},
     {"method": "flap", "arguments": {"recovery": "fold"}},
@@ -53,8 +54,10 @@ METHODS: tuple[dict[str, Any], ...] = (
 MORE: tuple[dict[str, Any], ...] = (
     {"method": "flap", "options": {"compensate": False}},
     {"method": "blockpruner", "tokens": FEWER},
+    {"method": "sleb", "tokens": FEWER, "arguments": {"recovery": "bridge"}},
 )
-BLOCKS = ("shortgpt", "shortened_llama", "sleb")  # whole ones go, so their number is the goal
+# Whole ones go, so their number is the goal.
+BLOCKS = ("depth", "shortgpt", "shortened_llama", "sleb")
 
 
 def _at(cell: dict[str, Any], amount: float) -> dict[str, Any]:

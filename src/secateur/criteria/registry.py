@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal, TypeVar
 
+import torch
 from torch import Tensor
 
 from secateur import criteria
@@ -76,6 +77,8 @@ class Criterion:
         Raises:
             ConfigError: The function gives something else than a score for each.
         """
+        if tensor is not None and tensor.is_complex() and self.level == "element":
+            return self(in_parts(tensor), stats).sum(-1)
         given = (stats,) if self.level == "class" else (tensor, stats)
         scores = self.function(*given, **self.options)
         want = None if tensor is None else _SHAPES[self.level](tuple(tensor.shape))
@@ -105,6 +108,11 @@ class Criterion:
             accepted = _options_of(self.needs_of)
             needs = frozenset(self.needs_of(**{k: v for k, v in merged.items() if k in accepted}))
         return replace(self, options=merged, needs=needs)
+
+
+def in_parts(tensor: Tensor) -> Tensor:
+    """A complex tensor as the two numbers that each element is: formulas are about real weights."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 # What a criterion of each level gives a score for, of a weight of some shape.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.criteria import Criterion
+from secateur.criteria.registry import in_parts
 from secateur.engine.statistics import Statistics, Stats
 from secateur.errors import ConfigError, DataError
 from secateur.granularity.sums import axis_sums, unit_sum, unit_sums
@@ -73,7 +74,7 @@ NORMALIZERS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 def unit_rows(tensor: Tensor, member: Member, size: int) -> Tensor:
     """The elements of each unit as a row, zero-filled if uneven: (size, elements of a unit)."""
-    rows, unit = positions(tensor.detach().float(), member, size)
+    rows, unit = positions(in_parts(tensor.detach()).float(), member, size)
     unit = unit.to(rows.device)
     at = (unit >= 0).nonzero().squeeze(1)
     at = at[unit[at].argsort(stable=True)]
@@ -271,7 +272,7 @@ def _inputs(
             known = statistics.tensors.get(m.tensor)
             if m.produces or m.over is not None or len(graph.shapes[m.tensor]) < 2:
                 continue
-            if m.tensor not in parameters or (criterion.needs and known is None):
+            if m.tensor not in parameters or any(n not in (known or ()) for n in criterion.needs):
                 continue
             if getattr(modules[module_of(m.tensor)], "groups", 1) != 1:
                 continue  # its weight has the inputs of one group, its input those of all

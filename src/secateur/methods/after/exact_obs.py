@@ -59,7 +59,10 @@ def solve(weight: Tensor, stats: Stats, target: Target, *, damping: float = 0.01
             gone = rises.isfinite()
         else:
             # A later removal never comes before an earlier one of its row.
-            gone = keep_top(-rises.cummax(1).values, round(target.amount * rises.numel()))
+            rises = rises.cummax(1).values
+            if target.rows is not None:  # of the size of weights, as a rise is of their squares
+                rises = rises * target.rows.to(rises).square()[:, None]
+            gone = keep_top(-rises, round(target.amount * rises.numel()))
         keep = torch.ones_like(gone).scatter_(1, order, ~gone)
     return Solved(exact(here.gram, here.weight @ here.gram, keep), keep, here.note)
 

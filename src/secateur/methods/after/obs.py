@@ -43,5 +43,5 @@ def solve(weight: Tensor, stats: Stats, target: Target, *, damping: float = 0.01
     """
     here = problem(weight, stats, damping)
     inverse = torch.cholesky_inverse(here.cholesky)
-    keep = keep_best(here.weight.square() / (2 * inverse.diagonal()), target)
+    keep = keep_best(here.weight.abs() / (2 * inverse.diagonal()).sqrt(), target)
     return Solved(exact(here.gram, here.weight @ here.gram, keep), keep, here.note)
