@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from secateur.engine.batches import require, run, take
 from secateur.engine.blocks import Block, find_blocks
+from secateur.engine.handed import handing_on
 from secateur.engine.order import epoch_batches
-from secateur.errors import ConfigError, PlanError
-from secateur.graph.forward import tensors_in
+from secateur.errors import PlanError
 from secateur.measure.calling import device_of, evaluating, to_device
-from secateur.methods.depth import Depth
-from secateur.names import match_names, unknown
+from secateur.methods.depth import Depth, staying
 from secateur.plan.gaps import Gap, check_caches, first_of
 
 Said = dict[str, tuple[Tensor, Tensor, int]]  # module -> its input, its output, number of outputs
@@ -71,57 +70,9 @@ def depth_of(
     may = tuple(g for g in gaps if g.module not in stay | needed)
     check_caches(model, may)
     if needed - stay:
-        here.notes.append(
-            f"kept because later blocks read what they make beside their output: "
-            f"{', '.join(sorted(needed - stay))}"
-        )
+        names = ", ".join(sorted(needed - stay))
+        here.notes.append(f"kept, as later blocks read what they make beside outputs: {names}")
     return replace(here, candidates=may)
-
-
-def handing_on(model: nn.Module, blocks: Sequence[str], batch: Any) -> set[str]:
-    """Blocks that make something beside their output which a later block is given.
-
-    T5's first block makes the position bias that all others add: without it they would add none.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-        >>> handing_on(net, ["0", "1"], torch.ones(1, 2))
-        set()
-    """
-    makers: dict[int, str] = {}
-    held: list[Tensor] = []  # so that no address is used twice
-    found: set[str] = set()
-
-    def before(_: nn.Module, args: Any, kwargs: Any) -> None:
-        found.update(makers[id(t)] for t in tensors_in((args, kwargs)) if id(t) in makers)
-
-    def after(name: str) -> Any:
-        def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            given = {id(t) for t in tensors_in((args, kwargs))}
-            for t in tensors_in(output[1:]) if isinstance(output, tuple) else ():
-                if id(t) not in given:
-                    held.append(t)
-                    makers.setdefault(id(t), name)
-
-        return hook
-
-    with ExitStack() as stack, evaluating(model):
-        for name in blocks:
-            module = model.get_submodule(name)
-            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(after(name), with_kwargs=True).remove)
-        run(model, batch)
-    return found
-
-
-def staying(ignore: Sequence[str], known: list[str]) -> set[str]:
-    """The names that match one of the globs; one that matches nothing is a ConfigError."""
-    stay: set[str] = set()
-    for glob, names in match_names(ignore, known).items():
-        if not names:
-            raise ConfigError("ignore: " + unknown("block or part", glob, known))
-        stay.update(names)
-    return stay
 
 
 def _watched(model: nn.Module, batch: Any) -> Said:

@@ -11,8 +11,7 @@ from secateur.engine.batches import require, take
 from secateur.engine.order import epoch_batches
 from secateur.errors import PlanError
 from secateur.measure.calling import device_of, to_device
-from secateur.methods.depth import Depth
-from secateur.methods.droppable import staying
+from secateur.methods.depth import Depth, staying
 from secateur.plan.experts import routed
 from secateur.plan.gaps import Gap
 
