@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.engine.batches import labelled, run, take, task_loss
+from secateur.engine.calibration import checked
 from secateur.engine.gates import Gates
 from secateur.engine.gradients import (
     TWICE,
@@ -180,7 +181,7 @@ def collect(
         if gradients is not None or gates:
             stack.enter_context(differentiable(wanted.values()))
             stack.enter_context(torch.enable_grad())
-        batches = take(epoch_batches(data, seed, 0))
+        batches = checked(network, take(epoch_batches(data, seed, 0)))
         for index, given in enumerate(batches):
             batch = to_device(given, device)
             size = batch_size(batch)
@@ -246,7 +247,8 @@ def _loss(network: nn.Module, batch: Any, loss: Callable[..., Tensor] | None, in
     if not value.isfinite():
         raise DataError(
             f"the loss is {value.item()} on batch {index} ({describe(batch)}): look for NaN in the "
-            "inputs or the weights, targets out of range, or a loss that overflows"
+            "inputs or the weights, targets out of range, texts of one token (which none follows), "
+            "or a loss that overflows"
         )
     return value
 

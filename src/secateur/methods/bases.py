@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.engine.batches import require_seen
 from secateur.errors import PlanError
 from secateur.graph import Graph, UnitClass, trace
 from secateur.graph.forward import call_arguments, tensors_in
@@ -59,6 +60,8 @@ def with_bases(depth: Depth, example_inputs: Any) -> Bases:
     before = _outputs(made, example_inputs)
     of_norm = norms_of(made, classes)
     grams, takes = watch(made, classes, of_norm, depth.batches)
+    for c in classes:
+        require_seen(grams[c.name], f"what the norms of {c.name} are given")
     others = fold(made, classes, of_norm, takes)
     if others:
         graph = trace(made, example_inputs)

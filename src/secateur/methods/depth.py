@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.engine.batches import labelled, run, task_loss
+from secateur.engine.batches import labelled, require_seen, run, task_loss
 from secateur.engine.sequential import standing_in, without_cache
 from secateur.errors import ConfigError
 from secateur.measure.calling import evaluating, unfused
@@ -93,6 +93,8 @@ class Depth:
                 note(k)
             with self.without(gone):
                 self.output(batch)
+        if not gone:
+            require_seen(seen[len(self.blocks)], f"what {self.blocks[-1]} gives")
         return [seen[k] for k in range(len(self.blocks) + 1)]
 
     @contextmanager

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.engine.batches import require, run, take
+from secateur.engine.batches import require, require_seen, run, take
 from secateur.engine.blocks import Block, find_blocks
+from secateur.engine.calibration import checked
 from secateur.engine.handed import handing_on
 from secateur.engine.order import epoch_batches
 from secateur.errors import PlanError
@@ -53,11 +54,12 @@ def depth_of(
     """
     device = device_of(model)
     source = epoch_batches(require(data, "Leaving out blocks"), seed, 0)
-    batches = tuple(to_device(batch, device) for batch in take(source))
+    batches = tuple(to_device(batch, device) for batch in checked(model, take(source)))
     with evaluating(model):
         found = find_blocks(model, lambda: run(model, batches[0]))
     said = _watched(model, batches[0])
     blocks = _chain(model, found, said)
+    require_seen(said[blocks[-1]][1], f"what {blocks[-1]} gives")
     here = Depth(
         model, blocks, tuple(said[b][2] for b in blocks), (), batches, loss=loss, seed=seed
     )

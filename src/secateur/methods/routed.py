@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from secateur.engine.batches import require, take
+from secateur.engine.calibration import checked
 from secateur.engine.order import epoch_batches
 from secateur.errors import PlanError
 from secateur.measure.calling import device_of, to_device
@@ -34,7 +35,7 @@ def experts_of(
         PlanError: The model has none.
     """
     source = epoch_batches(require(data, "Removing experts"), seed, 0)
-    batches = tuple(to_device(batch, device_of(model)) for batch in take(source))
+    batches = tuple(to_device(batch, device_of(model)) for batch in checked(model, take(source)))
     counts = routed(model)
     if not counts:
         raise PlanError(
