@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 import secateur as sec
 from secateur.errors import BudgetError, ConfigError, PlanError, StoreError
-from secateur.methods.after.evopress import evolve
+from secateur.methods.after.evopress import _distance, evolve
 from secateur.methods.after.shortgpt import block_influence
 from secateur.methods.droppable import depth_of
 from secateur.plan.gaps import Gap, drop, skipping
@@ -179,6 +179,14 @@ def test_evolution_finds_the_best_pair_of_few() -> None:
     how = {"generations": 6, "offspring": 8, "survivors": 4}
     found = evolve(depth, lambda gaps: len(gaps) >= 2, **how)
     assert tuple(g.module for g in found) == best
+
+
+def test_evolution_judges_by_the_divergence_from_the_dense_model() -> None:
+    p, q = (torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
+    p, q = (3 * p).log_softmax(-1), q.log_softmax(-1)
+    kl = torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(-1).mean()
+    assert _distance((p, True), (q, True)) == pytest.approx(float(kl), rel=1e-5)
+    assert abs(_distance((q, True), (p, True)) - float(kl)) > 0.1
 
 
 def test_evolution_judges_a_model_without_logits_by_its_output() -> None:
