@@ -1,6 +1,7 @@
 """What is wrong with the data is said once and clearly, and the model stays as it was."""
 
 import copy
+import gc
 from typing import Any
 
 import pytest
@@ -33,6 +34,8 @@ def refused(model: nn.Module, inputs: Any, data: Any, words: str, **how: Any) ->
     with pytest.raises(DataError, match=words):
         sec.prune(model, inputs, data=data, amount=0.34, **how, **QUIET)
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    gc.collect()  # what an error has left half done must not end later, in somebody else's mode
+    assert torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("how", HOW, ids=lambda how: next(iter(how.values())))

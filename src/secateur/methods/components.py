@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 import torch
@@ -46,8 +46,8 @@ def components(
     masks = [next(iter(token_masks(inputs_of(sample))), None) for sample in samples]
     found: dict[str, tuple[Tensor, Tensor]] = {}
     chain = [Block(name, name.rpartition(".")[0]) for name in blocks]
-    with ExitStack() as cut:
-        walked = walk(model, samples, blocks=chain)
+    # Closed here: a walk that an error leaves behind would give back its own state at any time.
+    with ExitStack() as cut, closing(walk(model, samples, blocks=chain)) as walked:
         for number, (step, (space, names)) in enumerate(zip(walked, norms.items(), strict=True)):
             gram: Any = 0.0
             for k, mask in enumerate(masks):
