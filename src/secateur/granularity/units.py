@@ -69,6 +69,7 @@ NORMALIZERS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "gaussian": lambda s: (s - s.mean()) / s.std(correction=0).clamp(min=_TINY),
     "lamp": lamp_scale,
     "relative": relative,
+    "size": lambda s: s,  # and then divided by the weights of a unit
 }
 
 
@@ -135,6 +136,17 @@ def positions(tensor: Tensor, m: Member, size: int) -> tuple[Tensor, Tensor]:
     return rows.reshape(unit.numel(), -1), unit.flatten()
 
 
+def weights_each(graph: Graph, c: UnitClass) -> float:
+    """How many weights go with a unit of a class, what reads it included; at least one."""
+    own = dict(graph.model.named_parameters())
+    total = sum(
+        own[m.tensor].numel() * float((m.unit >= 0).double().mean())
+        for m in joined(c)
+        if m.tensor in own
+    )
+    return max(total / c.size, 1.0)
+
+
 def is_bias(tensor: str, shape: tuple[int, ...]) -> bool:
     """True for one-dimensional parameters that shift, as opposed to scale."""
     leaf = tensor.rpartition(".")[2]
@@ -192,6 +204,8 @@ def score(
             if not together.isfinite().all():
                 raise DataError(_not_finite(graph, c, criterion))
             scores[c.name] = NORMALIZERS[normalizer](together)
+            if normalizer == "size":
+                scores[c.name] = together / weights_each(graph, c)
             if fibred and c.over:
                 scores[c.name] = scores[c.name].view(-1, c.size)
     return scores

@@ -88,7 +88,7 @@ def plan(
         round_to: Keep a multiple of this many channels; classes with fewer stay whole.
         reduction: How scores of coupled tensors become one: sum, mean, max, min, prod, first.
         normalizer: How scores of a class are scaled before classes are compared: none, sum, mean,
-            max, std, gaussian, lamp, relative.
+            max, std, gaussian, lamp, relative, size (scores per weight).
         statistics: Gathered already by ``engine.statistics.collect``, instead of ``data``.
         latency: Seconds of a forward of a model; default: dense and pruned are timed in turn, on a
             CPU in processor time, which other programs change little.
@@ -177,7 +177,7 @@ def plan(
             go = budget.meet(graph, keep, ordered, fixed, clock=clock, apply=small, left=left)
         else:
             go, short[:] = _amount(ordered, pools, float(amount or 0.0), limits(ratio))
-        return {**fixed, **ordered.masks(ordered.removed(go))}
+        return chosen.settled({**fixed, **ordered.masks(ordered.removed(go))}, statistics)
 
     def small(masks: Mapping[str, Tensor]) -> nn.Module:
         return Plan.of(graph, masks).apply()
