@@ -11,7 +11,7 @@ import json
 import time
 
 from benchmarks.sparse import after
-from benchmarks.sparse.cell import run
+from benchmarks.sparse.cell import dense_seconds, run
 from benchmarks.sparse.design import DENSE, HAN, KINDS, wanted
 from benchmarks.sparse.page import PAGE, page
 from benchmarks.sparse.store import CELLS, load
@@ -44,6 +44,8 @@ def main() -> None:
         except sec.SecateurError as error:
             print(f"{cell.key}: {error}", flush=True)
             continue
+        if cell.kind in ("weights", "channels") and cell.method != DENSE:
+            figures["dense_seconds"] = dense_seconds(cell.network)
         stage = "" if cell.method in (DENSE, HAN) else registry.entry(cell.method).stage
         row = {
             "key": cell.key, "kind": cell.kind, "network": cell.network, "method": cell.method,

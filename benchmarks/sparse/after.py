@@ -98,6 +98,8 @@ def _weights(rows: list[dict[str, Any]]) -> list[str]:
     for method, found in sorted(both, key=lambda item: -item[1][-1]["pruned"]):
         figures = " | ".join(f"{r['pruned']:.1%} | {r['accuracy']:.1%}" for r in found)
         lines.append(f"| `{method}` | {figures} | {max(r['seconds'] for r in found):.1f} |")
+    if "sparsellm" in table:
+        lines += ["", "`sparsellm` finds no MLP of a transformer here: it is SparseGPT."]
     for method, by_setting in table.items():
         if row := by_setting.get("own"):
             lines += [

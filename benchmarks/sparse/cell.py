@@ -136,6 +136,13 @@ def train(cell: Cell, limit: int | None) -> tuple[nn.Module, dict[str, Any]]:
     return net, {k: round(v, 5) if isinstance(v, float) else v for k, v in found.items()}
 
 
+@cache
+def dense_seconds(network: str) -> float:
+    """How long the dense training takes on this machine."""
+    seconds: float = train(Cell("weights", network, DENSE, "own"), None)[1]["seconds"]
+    return seconds
+
+
 def chain(cell: Cell, limit: int | None) -> dict[str, Any]:
     """Han et al.: train, then prune and retrain at a tenth of the rate, round after round."""
     start = time.process_time()

@@ -215,9 +215,11 @@ def _weights(rows: Rows) -> list[str]:
 
 
 def _time(rows: Rows, dense: Rows) -> str:
+    """Processor time beside that of the dense run, on the machine of each row if it is known."""
     if not dense or not rows:
         return ""
-    return f"{mean(r['seconds'] for r in rows) / dense[0]['seconds']:.1f}"
+    beside = [r["seconds"] / r.get("dense_seconds", dense[0]["seconds"]) for r in rows]
+    return f"{mean(beside):.1f}"
 
 
 def _curve(rows: Rows) -> list[str]:
