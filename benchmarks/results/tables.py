@@ -8,6 +8,11 @@ from benchmarks.results.cell import Cell
 
 CRITERIA = ("random", "l2", "taylor", "bn_scale", "fpgm", "hrank")
 LAYERWISE = ("lasso", "thinet", "discrimination")  # what the next layer needs
+OTHERS = (
+    "l1", "lp", "bn_gamma_beta", "lamp", "activation", "activation_level", "apoz", "cosine",
+    "fluctuation", "wanda", "ria", "saliency", "synflow", "grasp", "fisher", "obd", "sosp",
+    "taylor2", "taylor_gate", "taylor_vector",
+)  # fmt: skip
 KEEP = (0.5, 0.25)
 SEEDS = (0, 1, 2)
 # One of each family; quick ones first.
@@ -32,12 +37,13 @@ RECOVERIES = (
 
 
 def cnn() -> list[Cell]:
-    """ResNet-20: six criteria, twice and four times fewer MACs, three seeds; then the rest."""
+    """ResNet-20: six criteria, twice and four times fewer MACs, three seeds; the rest once."""
     return [
         *(Cell("resnet20", c, k, s) for s, k, c in product(SEEDS, KEEP, CRITERIA)),
         *(Cell("resnet20", c, k) for k, c in product(KEEP, LAYERWISE)),
         *(Cell("resnet20", "l2", k, fresh=True) for k in KEEP),
         Cell("resnet20", "random", 1.0),
+        *(Cell("resnet20", c, 0.5) for c in OTHERS),
     ]
 
 

@@ -41,7 +41,7 @@ from secateur.recovery import Recovery
 from secateur.recovery.nested import changed, in_turn
 from secateur.recovery.registry import step as healing_step
 from secateur.report import Metric
-from secateur.result import Result, Seen, make_record, weights_of
+from secateur.result import Result, Seen, check_judge, make_record, weights_of
 from secateur.settled import DEPTH, depth_settings, known_kinds, removing, settled
 
 log = logging.getLogger(__name__)
@@ -116,14 +116,13 @@ def prune(
         >>> prune(net, torch.randn(4, 8), amount=0.5).model[0].out_features
         16
     """
-    _check_names("prune", selection, (prune, make_plan), but=("selection", "graph"))
+    _check_names("prune", selection, (prune, make_plan), but=("selection", "graph", "left"))
     if not isinstance(measure, bool):
         _check_names(
             "measure", measure, (measure_cost,), but=("model", "example_inputs", "against")
         )
         measure_cost(nn.Identity(), torch.zeros(1), **measure)  # refuses values out of range
-    if evaluate is not None and not callable(evaluate):
-        raise ConfigError(f"evaluate={evaluate!r}: give a function from a model to a number")
+    check_judge(evaluate, metric)
     said = {
         "criterion": criterion,
         "scope": scope,

@@ -14,7 +14,7 @@ from torch import nn
 
 from secateur import report
 from secateur.environment import environment
-from secateur.errors import MissingExtraError
+from secateur.errors import ConfigError, MissingExtraError
 from secateur.graph import Graph
 from secateur.measure import Measurement
 from secateur.measure.calling import describe
@@ -123,6 +123,21 @@ def weights_of(model: nn.Module, like: Histogram | None = None) -> Histogram | N
     if not found or any(p.is_meta for p in found):
         return None
     return report.histogram(model, like=like)
+
+
+def check_judge(evaluate: Any, metric: Any) -> None:
+    """Refuse, before anything is done, what could not be used when all is done.
+
+    Raises:
+        ConfigError: ``evaluate`` is no function, or ``metric`` no ``Metric``.
+    """
+    if evaluate is not None and not callable(evaluate):
+        raise ConfigError(f"evaluate={evaluate!r}: give a function from a model to a number")
+    if not isinstance(metric, Metric | None):
+        raise ConfigError(
+            f"metric={metric!r}: say what evaluate's number is with "
+            'sec.report.Metric(name="mAP", percent=True, higher_is_better=True)'
+        )
 
 
 def make_record(

@@ -151,3 +151,9 @@ def test_an_option_of_a_method_of_another_type_is_named() -> None:
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with pytest.raises(ConfigError, match="method rigl: every should be a whole number, not 'now'"):
         sec.attach(model, optimizer, "rigl", amount=0.5, steps=4, every="now")
+
+
+@pytest.mark.parametrize("metric", ["mAP", {"name": "mAP"}, 3])
+def test_a_metric_of_another_kind_is_refused_before_the_work(metric: object) -> None:
+    with pytest.raises(ConfigError, match=r"sec\.report\.Metric\(name="):
+        sec.prune(net(), torch.randn(2, 4), amount=0.5, evaluate=lambda m: 1.0, metric=metric)

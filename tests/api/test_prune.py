@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 import secateur as sec
 from secateur.engine.checkpoint import digest
+from secateur.plan.replan import replan
 
 QUIET: dict[str, Any] = {"progress": False, "measure": {"repeats": 2, "warmup": 1}}
 UNTIMED: dict[str, Any] = {"progress": False, "measure": False}
@@ -85,12 +86,25 @@ def test_a_budget_is_met(metric: str, steps: int) -> None:
     assert share == pytest.approx(0.5, rel=0.02)
 
 
-def test_a_budget_between_two_widths_is_missed_aloud(net: nn.Module, inputs: Tensor) -> None:
-    how: dict[str, Any] = {"schedule": "cubic", "steps": 3, "scope": "global", **UNTIMED}
-    result = sec.prune(net, inputs, keep={"macs": 0.5}, **how)
-    before, after = (sec.measure(m, inputs, repeats=0).macs for m in (net, result.model))
-    (note,) = (n for n in result.report.notes if "nearest" in n)
+def test_a_budget_that_what_is_gone_forbids_is_missed_aloud() -> None:
+    net, x = nn.Sequential(nn.Linear(6, 60), nn.ReLU(), nn.Linear(60, 8)), torch.randn(2, 6)
+    graph = sec.trace(net, x)
+    gone = sec.plan(graph, amount=0.8)
+    target = {"amount": None, "keep": {"params": 0.5}, "overrides": None}
+    plan = replan(graph, gone, sec.trace(gone.apply(), x), target, criterion="l2")
+    (note,) = (n for n in plan.notes if "nearest" in n)
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (net, plan.apply()))
     assert f"{after / before / 0.5:.3f} of it is used" in note
+
+
+@pytest.mark.parametrize(("params", "steps"), [(0.3, 3), (0.4, 4), (0.4, 2), (0.5, 3)])
+def test_the_budget_of_several_steps_is_met_where_units_are_large(params, steps) -> None:
+    block = nn.TransformerEncoderLayer(16, 4, 32 if params == 0.3 else 64, batch_first=True)
+    net = nn.Sequential(nn.Embedding(40, 16), block, nn.Linear(16, 6))
+    how: dict[str, Any] = {"schedule": "cubic", "steps": steps, "criterion": "random", **UNTIMED}
+    result = sec.prune(net, torch.zeros(4, 9, dtype=torch.long), keep={"params": params}, **how)
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (net, result.model))
+    assert abs(after / before / params - 1) <= 0.02, result.plan.notes
 
 
 def test_steps_follow_the_schedule_and_make_one_plan(net: nn.Module, inputs: Tensor) -> None:

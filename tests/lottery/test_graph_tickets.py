@@ -1,12 +1,16 @@
 """Graph tickets: exact counts, both directions of an edge, and weighting equal to removal."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from secateur import zoo
+from secateur.engine.masks import MaskSet
 from secateur.errors import ConfigError, DataError
 from secateur.lottery import graph_tickets
+from secateur.lottery.graph import _Soft, _with_lasso
 from secateur.recovery import FineTune
 from secateur.zoo.networks.gat import GAT
 from secateur.zoo.networks.gcn import GCN
@@ -92,3 +96,29 @@ def test_a_network_without_edge_weights_is_refused() -> None:
     with pytest.raises(DataError, match="edge index"):
         graph_tickets(GCN(3, 4, 3), how, amount=0.5, edges=0.5, data=(x, x, label))
     assert zoo.evaluate(zoo.load("gcn"), "gcn") > 0.9
+
+
+def test_the_loss_is_the_papers_with_masks_that_are_no_less_than_nothing() -> None:
+    x, index, label = graph()
+    torch.manual_seed(0)
+    net = GCN(3, 8, 3).eval()
+    masks = MaskSet(
+        {n: torch.rand(p.shape) < 0.7 for n, p in net.named_parameters() if p.dim() > 1}
+    )
+    pair = torch.unique(index.sort(0).values, dim=1, return_inverse=True)[1]
+    kept = torch.rand(int(pair.max()) + 1) < 0.8
+    soft = _Soft(net, masks, kept, pair).eval()
+    with torch.no_grad():
+        soft.edges.copy_(torch.randn(len(kept)))
+        for factor in soft.factors:
+            factor.copy_(torch.randn(factor.shape))
+    twin, edges = copy.deepcopy(net), soft.edges.detach().clamp(min=0) * kept
+    factors = dict(zip(masks, (f.detach() for f in soft.factors), strict=True))
+    with torch.no_grad():
+        for n, factor in factors.items():
+            twin.get_parameter(n).mul_(factor * masks[n])
+    output = twin(x, index, edge_weight=edges[pair])
+    torch.testing.assert_close(soft(x, index), output)
+    of_weights = sum(float((factors[n] * masks[n]).abs().sum()) for n in masks)
+    expected = nn.functional.cross_entropy(output, label) + 2 * edges.sum() + 3 * of_weights
+    torch.testing.assert_close(_with_lasso(soft, (2.0, 3.0), None, soft(x, index), label), expected)

@@ -152,3 +152,9 @@ def test_a_search_goes_on_where_it_was_killed(tmp_path) -> None:
 def test_channels_are_sent_to_prune() -> None:
     with pytest.raises(ConfigError, match=r"sec\.prune"):
         lottery.tickets(net(), base(), amount=0.5, data=loader(), granularity="channel")
+
+
+@pytest.mark.parametrize("amount", [1.0, -0.1, float("nan"), "half"])
+def test_an_amount_that_is_no_fraction_is_named(amount) -> None:
+    with pytest.raises(ConfigError, match=r"amount=.*\[0, 1\)"):
+        lottery.tickets(nn.Linear(4, 2), "none", amount=amount, steps=2)

@@ -218,16 +218,22 @@ def naive_obs(w: Tensor, gram: Tensor) -> tuple[list[int], list[float], list[Ten
     return order, losses, weights
 
 
-def test_exact_obs_is_greedy_least_squares_over_all_rows() -> None:
+@pytest.mark.parametrize("counts", [None, torch.tensor([1.0, 4.0, 0.5, 2.0])])
+def test_exact_obs_is_greedy_least_squares_over_all_rows(counts: Tensor | None) -> None:
     weight, stats = layer(4, 8)
-    solved = exact_obs.solve(weight, stats, HALF)
+    solved = exact_obs.solve(weight, stats, Target(0.5, rows=counts))
     gram = problem(weight, stats).gram
     rows = [naive_obs(row, gram) for row in weight]
-    # The 16 smallest losses of all rows, each row's in its own order.
-    steps = sorted((loss, i, k) for i, (_, losses, _) in enumerate(rows)
-                   for k, loss in enumerate(losses))[:16]  # fmt: skip
-    for i, (order, _, weights) in enumerate(rows):
-        count = sum(1 for _, row, _ in steps if row == i)
+    # Again and again the row whose next removal makes the loss of the layer rise least.
+    gone = [0] * len(rows)
+    for _ in range(16):
+        rises = []
+        for i, (_, losses, _) in enumerate(rows):
+            k = gone[i]
+            rise = losses[k] - (losses[k - 1] if k else 0) if k < 8 else float("inf")
+            rises.append(rise * (1.0 if counts is None else float(counts[i]) ** 2))
+        gone[rises.index(min(rises))] += 1
+    for i, ((order, _, weights), count) in enumerate(zip(rows, gone, strict=True)):
         assert sorted((~solved.keep[i]).nonzero().flatten().tolist()) == sorted(order[:count])
         expected = weights[count - 1] if count else weight[i].double()
         torch.testing.assert_close(solved.weight[i].double(), expected, rtol=1e-3, atol=1e-3)

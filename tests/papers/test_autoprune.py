@@ -157,3 +157,18 @@ def test_mistakes_are_named() -> None:
     net, optimizer, _ = attached("autoprune", validation=[])
     with pytest.raises(DataError, match="no batch"):
         train(net, optimizer, batches(1))
+
+
+def test_validation_batches_leave_the_statistics_of_norms_alone() -> None:
+    seen = []
+    for shift in (0.0, 50.0):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+        validation = [(x + shift, y) for x, y in batches(3, 7)]
+        handle = sec.attach(net, optimizer, "autoprune", lr=0.0, validation=validation)
+        train(net, optimizer, batches(3))
+        handle.detach()
+        seen.append((net[1].running_mean.clone(), net[1].num_batches_tracked.clone()))
+        assert net[1].training
+    assert torch.equal(seen[0][0], seen[1][0]) and int(seen[1][1]) == 3

@@ -65,6 +65,14 @@ def test_weights_see_networks_of_leading_channels_and_the_chain_sees_marginals()
             kinds.append((step, space, float(value.mean())))
     assert all(mean == 1 for step, _, mean in kinds if step == 0)
     assert all(mean < 0.26 for step, _, mean in kinds if step == 1)
+    with torch.no_grad():  # a chain that is sure: of the four networks the two random ones differ
+        for a in gated.aux.values():
+            a["alpha"].fill_(40.0)
+    means = []
+    for step in range(8):
+        moment.step = step
+        means.append(min(float(f.detach().mean()) for f in gated.factors().values()))
+    assert [m == 1 for m in means] == [True, False, True, True] * 2
     moment.validating = True
     for space, factor in gated.factors().items():
         aux = gated.aux[space]

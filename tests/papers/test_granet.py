@@ -67,3 +67,16 @@ def test_a_schedule_that_ends_between_two_looks_still_reaches_its_target() -> No
         net(torch.randn(4, 10)).square().mean().backward()
         optimizer.step()
     assert handle.finish().masks.kept == 10
+
+
+def test_a_sparse_start_is_random_along_erk() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 100), nn.ReLU(), nn.Linear(100, 10))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    found = []
+    for method in (("granet", {"initial": 0.6}), ("random", {"amount": 0.6, "scope": "erk"})):
+        handle = sec.attach(net, optimizer, method, steps=2000)
+        found.append(handle.masks.densities())
+        handle.detach()
+    assert found[0] == pytest.approx(found[1])
+    assert found[0]["2.weight"] > 1.5 * found[0]["0.weight"]

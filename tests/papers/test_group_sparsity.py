@@ -150,6 +150,12 @@ def test_growing_regularisation_grows_most_for_the_least_important(net: Coupled)
         assert torch.equal(g, grown[name])
 
 
+@pytest.mark.parametrize("wrong", [{"strength": float("nan")}, {"growth": -1.0}, {"every": 0}])
+def test_a_strength_that_is_none_is_refused(net: Coupled, wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="must not be negative"):
+        GroupSparsity(trace(net, torch.randn(2, 3, 5, 5)), **wrong)
+
+
 def test_a_second_attachment_and_a_foreign_optimizer_are_refused(net: Coupled) -> None:
     penalty = GroupSparsity(trace(net, torch.randn(2, 3, 5, 5)))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)

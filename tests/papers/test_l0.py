@@ -57,3 +57,32 @@ def test_channels_have_gates_of_their_own_and_can_be_removed() -> None:
         optimizer.step()
     result = handle.finish(remove=True, example_inputs=x)
     assert result.verification.ok and result.model[0].out_features == 4
+
+
+@pytest.mark.parametrize("granularity", ["1:4", "channel"])
+def test_gates_of_units_compete_as_their_granularity_says(granularity: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 2))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    handle = sec.attach(
+        net, optimizer, ("l0", {"granularity": granularity}), amount=0.5, steps=1, ignore=["4"],
+        example_inputs=torch.randn(6, 8),
+    )  # fmt: skip
+    with torch.no_grad():
+        for number, aux in enumerate(handle.gated.aux.values()):
+            aux["log_alpha"] += 3 * number  # one ranking over all: the first layer has the lowest
+    net(torch.randn(6, 8)).square().mean().backward()
+    optimizer.step()
+    masks = handle.finish().masks
+    if granularity == "1:4":
+        for name in ("0.weight", "2.weight"):
+            assert bool(((~masks[name]).view(12, -1, 4).sum(2) == 1).all())
+    else:
+        assert 0 < masks.densities()["0.weight"] < 0.2 and masks.densities()["2.weight"] > 0.7
+
+
+def test_gates_stay_where_they_can_still_learn() -> None:
+    net, optimizer, handle = attached(("l0", {"lr": 5.0}))
+    train(net, optimizer, batches(4))
+    log_alpha = handle.gated.aux["weight"]["log_alpha"].detach()
+    assert float(log_alpha.abs().max()) == pytest.approx(math.log(100))

@@ -9,6 +9,7 @@ from torch import nn
 import secateur as sec
 from secateur.errors import ConfigError
 from secateur.measure.macs import macs
+from secateur.methods.during.morphnet import alive
 from secateur.methods.widths import sizes
 from secateur.plan.widths import macs_share, widened
 
@@ -107,3 +108,9 @@ def test_the_expansion_is_the_widest_that_fits() -> None:
 def test_options_out_of_range_are_said() -> None:
     with pytest.raises(ConfigError, match="strength"):
         attached(chain(), strength=-1.0)
+
+
+def test_the_largest_of_a_layer_lives_however_small_it_is() -> None:
+    sizes = torch.tensor([0.001, 0.003, 0.002])
+    assert alive(sizes, 0.01).tolist() == [False, True, False]
+    assert alive(sizes, 0.0015).tolist() == [False, True, True]

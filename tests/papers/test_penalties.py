@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import secateur as sec
 from secateur.errors import ConfigError
@@ -316,3 +316,54 @@ def test_scaling_factors_are_trained_and_channels_at_zero_go() -> None:
     result = handle.finish(remove=True, example_inputs=x)
     assert result.verification.ok and result.model[1].out_features == left
     torch.testing.assert_close(result.model(x), seen, atol=1e-5, rtol=1e-4)
+
+
+class Blocks(nn.Module):
+    """Two residual blocks, one that ends in a norm and one in a layer with a bias of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.one = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8))
+        self.two = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.ReLU())
+        self.weight, self.bias = (nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(8)))
+
+    def forward(self, x: Tensor, factors: tuple[float, float] = (1.0, 1.0)) -> Tensor:
+        x = self.stem(x)
+        x = x + factors[0] * self.one(x)
+        return self.head(x + factors[1] * (self.two(x) @ self.weight + self.bias))
+
+
+def test_a_factor_of_a_block_stands_before_its_whole_branch() -> None:
+    torch.manual_seed(0)
+    net, x = Blocks(), torch.randn(5, 6)
+    plain = copy.deepcopy(net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    handle = sec.attach(
+        net, optimizer, "sparse_structure_selection", granularity="layer", example_inputs=x
+    )
+    for factors in ((0.5, 1.0), (1.0, 0.25), (0.5, 0.0)):
+        handle.gated.aux["layers"]["scale"].data.copy_(torch.tensor(factors))
+        torch.testing.assert_close(net.train()(x), plain.train()(x, factors))
+    net.eval()
+    expected = net(x)
+    handle.finish()
+    torch.testing.assert_close(net(x), expected)
+    assert not bool(net.weight.any()) and bool(net.one[0].weight.all())
+    expected = plain.eval()(x, (0.5, 0.0))
+    torch.testing.assert_close(net(x), expected)
+
+
+def test_a_strong_lasso_closes_blocks_that_do_not_help() -> None:
+    torch.manual_seed(0)
+    net = Blocks()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    x = torch.randn(64, 6)
+    handle = sec.attach(
+        net, optimizer, ("sparse_structure_selection", {"strength": 5.0, "granularity": "layer"}),
+        example_inputs=x,
+    )  # fmt: skip
+    train(net, optimizer, [(x, torch.arange(64) % 3)] * 8)
+    masks = handle.finish().masks
+    assert not any(bool(masks[n].any()) for n in ("one.0.weight", "two.1.weight", "weight"))
+    torch.testing.assert_close(net(x), net.head(net.stem(x)))

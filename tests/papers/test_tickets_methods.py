@@ -168,3 +168,15 @@ def test_early_bert_takes_heads_and_neurons_of_a_transformer_and_not_its_width()
         assert block.attn.qkv.out_features == 3 * 32
         assert block.mlp[0].out_features == 64
     assert small.model.head.in_features == 64
+
+
+def test_a_coefficient_counts_by_its_size_whatever_its_sign() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    x = torch.randn(5, 3)
+    handle = sec.attach(net, optimizer, "early_bert", amount=0.5, steps=1, example_inputs=x)
+    handle.gated.aux["0"]["c"].data.copy_(torch.tensor([0.1, -0.9, 0.5, -0.2]))
+    net(x).sum().backward()
+    optimizer.step()
+    kept = handle.finish().masks["0.weight"].any(1)
+    assert kept.tolist() == [False, True, True, False]

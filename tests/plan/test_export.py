@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -50,6 +52,7 @@ def test_the_exported_form_is_pruned_exactly_for_any_batch() -> None:
     stays = plan.masks("a.weight")[0]
     by_hand = net.b((x @ w.T + b).relu() * stays)
     torch.testing.assert_close(small(x), by_hand)
+    torch.testing.assert_close(copy.deepcopy(copy.deepcopy(small))(x), by_hand)
 
 
 def test_a_model_that_export_does_not_take_is_named() -> None:

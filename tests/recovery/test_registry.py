@@ -39,7 +39,7 @@ def test_nothing_is_no_recovery_and_a_ready_one_is_given_back():
     ("call", "message"),
     [
         (lambda: recovery("finetune"), "did you mean 'fine-tune'"),
-        (lambda: recovery("xyz"), "known: .*bn, distil"),
+        (lambda: recovery("xyz"), "known: .*bn, bridge, distil"),
         (lambda: recovery("fine-tune", epoch=3), "called 'epoch': did you mean 'epochs'"),
         (
             lambda: recovery("distil", base={"lrr": 1}),

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 import secateur as sec
 from secateur.errors import BudgetError, ConfigError, PlanError, StoreError
-from secateur.methods.after.evopress import evolve
+from secateur.methods.after.evopress import _distance, evolve
 from secateur.methods.after.shortgpt import block_influence
 from secateur.methods.droppable import depth_of
 from secateur.plan.gaps import Gap, drop, skipping
@@ -181,6 +181,14 @@ def test_evolution_finds_the_best_pair_of_few() -> None:
     assert tuple(g.module for g in found) == best
 
 
+def test_evolution_judges_by_the_divergence_from_the_dense_model() -> None:
+    p, q = (torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
+    p, q = (3 * p).log_softmax(-1), q.log_softmax(-1)
+    kl = torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(-1).mean()
+    assert _distance((p, True), (q, True)) == pytest.approx(float(kl), rel=1e-5)
+    assert abs(_distance((q, True), (p, True)) - float(kl)) > 0.1
+
+
 def test_evolution_judges_a_model_without_logits_by_its_output() -> None:
     model, data = llama(5).model, batches(2)
 
@@ -238,6 +246,45 @@ def test_generation_with_a_cache_equals_generation_without(
     cached, plain = (small.generate(prompt, use_cache=c, **how) for c in (True, False))
     assert torch.equal(cached, plain)
     assert (small.lm_head.weight is small.model.embed_tokens.weight) == tied
+
+
+@pytest.mark.parametrize("build", [llama, gpt2])
+def test_a_cache_is_as_long_as_the_text_where_the_first_attention_is_gone(build: Any) -> None:
+    model = build(3)
+    name = {llama: "model.layers.0.self_attn", gpt2: "transformer.h.0.attn"}[build]
+    small: Any = drop(model, [Gap(name, outputs=2)])
+    ids, whole = tokens(2, 6), logits(small, tokens(2, 6))
+    with torch.no_grad():
+        first = small(input_ids=ids[:, :4], use_cache=True)
+        assert first.past_key_values.get_seq_length() == 4
+        rest = small(input_ids=ids[:, 4:], past_key_values=first.past_key_values)
+    assert_close(rest.logits, whole[:, 4:], rtol=1e-4, atol=1e-5)
+
+
+def test_an_encoder_loses_blocks_beside_a_decoder_with_a_config_of_its_own(tmp_path: Any) -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(
+        T5Config(vocab_size=61, d_model=32, d_kv=8, d_ff=64, num_layers=3, num_heads=4,
+                 decoder_start_token_id=0, pad_token_id=0, eos_token_id=2)
+    ).eval()  # fmt: skip
+    with torch.no_grad():  # the least influence, but all others add the position bias it makes
+        for name, p in model.encoder.block[0].named_parameters():
+            p.mul_(not name.endswith((".o.weight", ".wo.weight")))
+    how: dict[str, Any] = {"amount": 0.34, "data": batches(), **QUIET}
+    result = sec.prune(model, batches(1)[0], method="shortgpt", **how)
+    assert dropped(result) in (("encoder.block.1",), ("encoder.block.2",))
+    assert result.verification.ok
+    assert any("encoder.block.0" in note and "kept" in note for note in result.plan.notes)
+    config, small = result.model.config, result.model
+    assert (config.num_layers, config.num_decoder_layers) == (2, 3)
+    assert (small.encoder.config.num_layers, small.decoder.config.num_layers) == (2, 3)
+    with torch.no_grad():  # caches of the decoder are as long as the decoder
+        kept = small(**batches(1)[0], use_cache=True).past_key_values
+    assert len(kept.self_attention_cache.layers) == 3
+    again = T5ForConditionalGeneration.from_pretrained(result.save(tmp_path / "out")).eval()
+    assert_close(again(**batches(1)[0]).logits, small(**batches(1)[0]).logits)
 
 
 def test_a_shallower_model_is_a_stock_model(tmp_path: Any) -> None:

@@ -95,6 +95,20 @@ def test_a_neuron_with_a_twin_is_not_missed() -> None:
     assert report["layers"]["2"] == pytest.approx([2.0, 3.0], rel=1e-4)
 
 
+@pytest.mark.parametrize(("damping", "factor"), [(1.0, 1.5), (0.5, 1 + 1 / 1.5)])
+def test_damping_draws_factors_towards_one(damping: float, factor: float) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2, bias=False))
+    with torch.no_grad():  # twins: without damping the one that stays counts twice
+        net[0].weight[1], net[0].bias[1] = net[0].weight[0], net[0].bias[0]
+        net[2].weight[:, 1] = net[2].weight[:, 0]
+    x = torch.randn(100, 3)
+    keep = {"0": torch.tensor([True, False])}
+    plan = sec.plan(sec.trace(net, x), amount=0.5).with_keep(keep)
+    report = recovery("scale", damping=damping).heal(plan.apply(net), plan, [(x,)], net)
+    assert report["layers"]["2"] == pytest.approx([factor, factor], rel=1e-4)
+
+
 @pytest.mark.parametrize(("build", "layer", "kind"), CASES)
 def test_scale_is_the_least_squares_fit_of_one_factor_a_unit(
     build: Any, layer: str, kind: str

@@ -100,6 +100,54 @@ def test_minitron_is_the_squared_mean_level_over_samples() -> None:
     assert_close(found[HEADS], levels[1].view(4, 8).mean(1), rtol=1e-4, atol=1e-6)
 
 
+def gate_gradients(model: nn.Module, data: Any, hidden: int = 40) -> torch.Tensor:
+    """Of the loss of each batch by a factor on each neuron of the second block."""
+    found = []
+    for batch in data:
+        mask = torch.ones(hidden, requires_grad=True)
+        hook = model.model.layers[1].mlp.down_proj.register_forward_pre_hook(
+            lambda _, args, m=mask: (args[0] * m,)
+        )
+        found.append(torch.autograd.grad(model(**batch).loss, mask)[0])
+        hook.remove()
+    return torch.stack(found)
+
+
+def test_mask_tuning_takes_least_information_for_each_weight_and_then_the_best_together() -> None:
+    model, data = llama(2), batches(3)
+    plan = sec.prune(model, INPUTS, method=("mask_tuning", {"tune": False}),
+                     keep={"params": 0.8}, data=data, **QUIET).plan  # fmt: skip
+    assert plan.made_by["normalizer"] == "size"
+    graph = sec.trace(model, INPUTS)
+    found = sec.criteria.find("fisher_mask")
+    stats = collect(graph, found.needs, data)
+    raw = score(graph, graph.free.values(), found, stats, normalizer="none")
+    weights = {name: 32 * (3 if name.endswith("gate_proj") else 8 + 4 + 4 + 8)
+               for name in plan.removed}  # fmt: skip
+    assert set(weights.values()) == {96, 768}
+    each = {name: (raw[name] / weights[name]).sort().values for name in weights}
+    lost = max(float(each[name][k - 1]) for name, k in plan.removed.items() if k)
+    left = min(float(each[name][k]) for name, k in plan.removed.items() if k < len(each[name]) - 1)
+    assert lost <= left  # whatever goes is worth less, for what it costs, than all that stays
+    vectors = gate_gradients(model, data)
+    assert_close(vectors.square().mean(0), raw[MLP], rtol=1e-3, atol=1e-9)
+    gone = (~plan.keep[MLP]).nonzero().flatten().tolist()
+    start = raw[MLP].argsort()[: len(gone)].tolist()
+    best = rearranged_by_hand(vectors, start)
+    assert sorted(best) == gone != sorted(start)
+    lengths = [float(vectors[:, at].sum(1).square().sum()) for at in (best, start)]
+    assert lengths[0] < lengths[1]
+
+
+def rearranged_by_hand(vectors: torch.Tensor, gone: list[int]) -> list[int]:
+    for unit in vectors.square().sum(0).argsort().tolist():
+        if unit in gone:
+            continue
+        options = [[u for u in (*gone, unit) if u != back] for back in (*gone, unit)]
+        gone = min(reversed(options), key=lambda o: float(vectors[:, o].sum(1).square().sum()))
+    return gone
+
+
 @pytest.mark.parametrize(
     "method",
     ["wanda_sp", "minitron", ("minitron", {"width": True}), "llm_pruner", "mask_tuning",

@@ -1,6 +1,7 @@
 """LoRA: what is trained, what is merged, and what stays."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,6 +53,30 @@ def test_a_pruned_model_is_healed_by_changes_of_low_rank(base: Any) -> None:
     assert type(healed.model.layers[0].mlp.up_proj) is nn.Linear
     assert_close(logits(copy.deepcopy(healed)), logits(healed))
     assert result.history[0]["recovery"][0]["recovery"] == "lora"
+
+
+@pytest.mark.parametrize("method", ["wanda_sp", "flap", "shortgpt"])
+def test_the_lora_of_peft_trains_what_is_left_and_is_merged_and_saved(
+    method: str, tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft")
+    model, data = llama(3), batches(2)
+    how: dict[str, Any] = {"data": data, "progress": False, "measure": False, "amount": 0.34}
+    result = sec.prune(model, {"input_ids": tokens()}, method=method, **how)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "o_proj", "up_proj", "down_proj"])
+    wrapped = peft.get_peft_model(result.model, config)
+    optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=5e-3)
+    losses = []
+    for _ in range(8):
+        loss = wrapped(**data[0]).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss))
+    assert losses[-1] < losses[0]
+    healed = wrapped.eval().merge_and_unload()
+    loaded = sec.load(llama(3), sec.save(tmp_path / "out", healed, result.plan))
+    assert_close(logits(loaded), logits(healed), rtol=0, atol=0)
 
 
 def test_gpt2_whose_weights_are_stored_the_other_way_round_is_healed() -> None:

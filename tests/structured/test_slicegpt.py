@@ -115,8 +115,9 @@ LAYER_NORMS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def turned(model: nn.Module) -> Bases:
-    return with_bases(depth_of(model, batches()), INPUTS)
+def turned(model: nn.Module, left: int | None = None) -> Bases:
+    stay = None if left is None else lambda _: left
+    return with_bases(depth_of(model, batches()), INPUTS, stay)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +174,8 @@ def test_the_bases_are_principal_components() -> None:
     for k, c in enumerate(here.classes):
         seen: list[Tensor] = []
         with ExitStack() as stack:
-            for name in here.norms[c.name]:
+            after = [f"model.layers.{k + 1}.shortcut"] if k + 1 < len(here.classes) else []
+            for name in (*here.norms[c.name], *after):
                 hook = made.get_submodule(name).register_forward_pre_hook(
                     lambda _, args, to=seen: to.append(args[0].flatten(0, 1).double())
                 )
@@ -189,11 +191,60 @@ def test_the_bases_are_principal_components() -> None:
     assert [len(here.norms[c.name]) for c in here.classes] == [2, 2, 3]  # and the last norm
 
 
+def test_what_a_block_writes_last_is_not_cut_off_unseen() -> None:
+    """As the huge activations of real models are: no norm of the block that writes it sees it."""
+    model: Any = llama(3)
+    loud = torch.randn(32, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        down = model.model.layers[0].mlp.down_proj.weight
+        down.add_(300 * torch.outer(loud, down[0]))
+    here = turned(model)
+    made: Any = here.graph.model
+    seen: list[Tensor] = []
+    made.model.layers[1].shortcut.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    for batch in batches():
+        logits(made, batch["input_ids"])
+    x = torch.cat(seen).flatten(0, 1)
+    assert x[:, 16:].square().sum() < 0.01 * x.square().sum()
+
+
+def test_later_bases_are_made_from_what_the_sliced_blocks_before_let_through() -> None:
+    model: Any = tied()
+    here = turned(model, 24)
+    layers, cuts = model.model.layers, []
+    for k, c in enumerate(here.classes):
+        seen: list[Tensor] = []
+        after = layers[k + 1] if k + 1 < len(layers) else model.model.norm
+        readers = [layers[k].input_layernorm, layers[k].post_attention_layernorm, after]
+        hooks = [
+            m.register_forward_pre_hook(lambda _, args, to=seen: to.append(args[0].flatten(0, 1)))
+            for m in readers
+        ]
+        for batch in batches():
+            logits(model, batch["input_ids"])
+        for hook in hooks:
+            hook.remove()
+        x = torch.cat(seen).double()
+        values, vectors = torch.linalg.eigh(x.T @ x)
+        assert_close(here.energy[c.name], values.flip(0), rtol=1e-3, atol=1e-2)
+        onto = (vectors[:, -24:] @ vectors[:, -24:].T).float()
+        cuts += [
+            m.register_forward_pre_hook(lambda _, args, p=onto: (args[0] @ p, *args[1:]))
+            for m in readers
+        ]
+    whole = turned(tied())
+    assert_close(whole.energy[whole.classes[0].name], here.energy[here.classes[0].name])
+    last = whole.classes[-1].name
+    assert not torch.allclose(whole.energy[last], here.energy[last], rtol=1e-2)
+    result = sec.prune(tied(), INPUTS, method="slicegpt", amount=0.25, data=batches(), **QUIET)
+    assert_close(logits(result.model), logits(model), rtol=1e-3, atol=1e-3)
+
+
 def test_sliced_is_rotated_with_the_last_components_at_zero() -> None:
     model = tied()
     result = sec.prune(model, INPUTS, method="slicegpt", amount=0.25, data=batches(), **QUIET)
     assert result.verification.ok
-    here = turned(model)
+    here = turned(model, 24)
     masked: Any = copy.deepcopy(here.graph.model)
     writes = ["embed_tokens", "o_proj", "down_proj", "shortcut"]
 

@@ -34,12 +34,13 @@ def fitted(dense: nn.Module, data: list[dict[str, Tensor]], name: str, kept: lis
     return weight[:, kept] + weight[:, removed] @ moved.T
 
 
-def test_units_are_those_of_mask_tuning_and_the_rest_is_fitted() -> None:
+def test_units_are_those_of_least_fisher_information_and_the_rest_is_fitted() -> None:
     model, data = llama(2), batches(3)
     how: dict[str, Any] = {"amount": 0.4, "data": data, **QUIET}
     result = sec.prune(model, INPUTS, method="width", **how)
     assert result.verification.ok
-    assert result.plan.removed == sec.prune(model, INPUTS, method="mask_tuning", **how).plan.removed
+    plain: dict[str, Any] = {"criterion": "taylor_gate", "kinds": ["head", "channel"], **how}
+    assert result.plan.removed == sec.prune(model, INPUTS, scope="global", **plain).plan.removed
     narrowed = 0
     for name, small in result.model.named_modules():
         if not name.endswith("mlp.down_proj"):

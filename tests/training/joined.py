@@ -31,16 +31,17 @@ SHARDED = ("gradual_magnitude", "rigl", "set", "l2")
 
 
 def build() -> nn.Module:
+    """In float64: sums over ranks round otherwise, and that must not decide between near ties."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(),
-                         nn.Linear(20, 4))  # fmt: skip
+                         nn.Linear(20, 4)).double()  # fmt: skip
 
 
 def batches(seed: int, rank: int, world: int, n: int = STEPS) -> list[tuple[Tensor, Tensor]]:
     """A rank's part of batches of 16."""
     g = torch.Generator().manual_seed(seed)
     whole = [
-        (torch.randn(16, 12, generator=g), torch.randint(0, 4, (16,), generator=g))
+        (torch.randn(16, 12, generator=g).double(), torch.randint(0, 4, (16,), generator=g))
         for _ in range(n)
     ]
     return [(x.chunk(world)[rank], y.chunk(world)[rank]) for x, y in whole]

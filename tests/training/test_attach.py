@@ -256,6 +256,7 @@ NAN = float("nan")
         ("could not be run on the batch", "iterative_snip", {"data": [(torch.ones(8, 80), Y)]}),
         ("yielded no batch", "snip", {"data": []}),
         ("model= is a list", "random", {"model": [1, 2]}),
+        ("scaler= is a int: give the loop's GradScaler", "l0", {"scaler": 5}),
     ],
 )
 def test_what_cannot_be_meant_is_one_error_and_changes_nothing(words, method, given) -> None:
@@ -362,3 +363,15 @@ def test_a_method_of_another_stage_says_which_call_it_is_for(method: str, call: 
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with pytest.raises(ConfigError, match=f"method '{method}' .* it is for {call}"):
         sec.attach(net, optimizer, method, steps=10, data=batches(1))
+
+
+@pytest.mark.parametrize("name", ["hesso", "gradual_magnitude", "rigl"])
+def test_a_run_that_ends_early_says_what_it_has_not_reached(name: str) -> None:
+    net, optimizer, handle = start(dense, name)
+    train(net, optimizer, batches(4))
+    assert repr(handle) == f"Handle({name}, step 4 of 10, {handle.sparsity:.2%} masked)"
+    notes = handle.finish().notes
+    if name == "rigl":  # its amount is there from the start
+        assert notes == []
+    else:
+        assert len(notes) == 1 and notes[0].startswith("finished after 4 of 10 steps")

@@ -35,6 +35,7 @@ def test_a_state_that_does_not_fit_is_named_and_changes_nothing() -> None:
         ([1, 2], "a list is no state"),
         ({**state, "method": "set"}, "method 'set', this run's is 'rigl'"),
         ({**state, "steps": 99}, "steps=99"),
+        ({**state, "target": 0.5}, "to amount=0.5, this one goes to"),
         ({**state, "masks": {"0.weight": torch.ones(2, 2)}}, r"another model: 0.weight .*\(2, 2\)"),
         ({**state, "masks": "none"}, "no masks"),
     ]:

@@ -1,6 +1,7 @@
 """An attachment inside the loops that people write: nothing in them changes."""
 
 import copy
+import io
 import warnings
 from functools import partial
 
@@ -206,6 +207,52 @@ def test_an_overflow_under_a_scaler_is_no_step_and_no_warning(fused: bool, name:
     masks = handle.finish().masks
     assert masks.sparsity == pytest.approx(0.8, abs=0.01) and holds(net, masks)
     assert all(bool(p.isfinite().all()) for p in net.parameters())
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_two_optimizers_of_one_model_are_left_to_each_other(fused: bool) -> None:
+    """Each has an attachment of its own, and none scales the gradients of the other's weights."""
+    results = []
+    for scaled in (False, True):
+        net = build()
+        halves = [list(net[:2].parameters()), list(net[3].parameters())]
+        optimizers = [torch.optim.SGD(half, lr=0.05, fused=fused) for half in halves]
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, enabled=scaled)
+        first = sec.attach(
+            net, optimizers[0], "gradual_magnitude", amount=0.8, steps=6, ignore=["3"]
+        )
+        if not scaled:
+            with pytest.raises(ConfigError, match=r"0.weight is masked.*ignore="):
+                sec.attach(net, torch.optim.SGD(net.parameters(), lr=0.1), "random")
+        second = sec.attach(
+            net, optimizers[1], "rigl", amount=0.5, steps=6, every=2, ignore=["0"]
+        ) if fused else None  # fmt: skip
+        for batch in batches(6):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            scaler.scale(loss(net, batch)).backward()
+            for optimizer in optimizers:
+                scaler.step(optimizer)
+            scaler.update()
+        assert first.finish().masks.sparsity == pytest.approx(0.8, abs=0.01)
+        if second is not None:
+            assert second.finish().masks.sparsity == pytest.approx(0.5, abs=0.01)
+        results.append(net)
+    close(*results)
+
+
+def test_a_model_that_was_stored_while_masked_can_be_masked_again() -> None:
+    net = build()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    sec.attach(net, optimizer, "rigl", amount=0.5, steps=4, every=2)
+    train(net, optimizer, batches(1))
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    for other in (again, copy.deepcopy(net)):
+        handle = sec.attach(other, torch.optim.SGD(other.parameters(), lr=0.1), "random")
+        assert handle.finish().masks.sparsity == pytest.approx(0.9, abs=0.01)
 
 
 def test_an_average_of_weights_gets_the_same_masks() -> None:

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal, TypeVar
 
+import torch
 from torch import Tensor
 
 from secateur import criteria
-from secateur.engine.statistics import AT_HAND, STATISTICS, Stats
+from secateur.engine.statistics import AT_HAND, STATISTICS, Statistics, Stats
 from secateur.errors import ConfigError
 from secateur.names import unknown
 from secateur.typed import check
@@ -55,6 +56,8 @@ class Criterion:
         elementwise: True if an element's score depends on that element alone, so that a weight may
             be scored piece by piece.
         options: Keyword arguments of the function.
+        exchange: Of a class: from the mask of what stays and the ``Stats`` to another mask with as
+            many units, where what goes together matters, not only what each unit is worth.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Criterion:
     elementwise: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     needs_of: Callable[..., Collection[str]] | None = None
+    exchange: Callable[[Tensor, Stats], Tensor] | None = None
 
     def __call__(self, tensor: Tensor | None = None, stats: Stats | None = None) -> Tensor:
         """The scores, float32.
@@ -76,6 +80,8 @@ class Criterion:
         Raises:
             ConfigError: The function gives something else than a score for each.
         """
+        if tensor is not None and tensor.is_complex() and self.level == "element":
+            return self(in_parts(tensor), stats).sum(-1)
         given = (stats,) if self.level == "class" else (tensor, stats)
         scores = self.function(*given, **self.options)
         want = None if tensor is None else _SHAPES[self.level](tuple(tensor.shape))
@@ -86,6 +92,18 @@ class Criterion:
                 f"{self.level}" + (f", {want}" if want is not None else "")
             )
         return scores.float()
+
+    def settled(self, masks: dict[str, Tensor], statistics: Statistics | None) -> dict[str, Tensor]:
+        """Masks of classes with units exchanged, where the criterion does that."""
+        if self.exchange is None or statistics is None:
+            return masks
+        known = statistics.classes
+        return {
+            name: self.exchange(stays, known[name])
+            if name in known and stays.shape == (known[name].size,)
+            else stays
+            for name, stays in masks.items()
+        }
 
     def with_options(self, **options: Any) -> Criterion:
         """The same criterion with other options.
@@ -105,6 +123,11 @@ class Criterion:
             accepted = _options_of(self.needs_of)
             needs = frozenset(self.needs_of(**{k: v for k, v in merged.items() if k in accepted}))
         return replace(self, options=merged, needs=needs)
+
+
+def in_parts(tensor: Tensor) -> Tensor:
+    """A complex tensor as the two numbers that each element is: formulas are about real weights."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 # What a criterion of each level gives a score for, of a weight of some shape.
@@ -127,11 +150,13 @@ def criterion(
     vectors: bool = False,
     elementwise: bool = False,
     aliases: tuple[str, ...] = (),
+    exchange: Callable[[Tensor, Stats], Tensor] | None = None,
 ) -> Callable[[F], F]:
     """Register a function as a criterion under its own name; the function itself is unchanged.
 
     Args:
-        level, paper, reduction, normalizer, biases, vectors, elementwise: See ``Criterion``.
+        level, paper, reduction, normalizer, biases, vectors, elementwise, exchange: See
+            ``Criterion``.
         needs: Names of statistics, or a function from options to such names.
         aliases: Other names.
 
@@ -150,7 +175,7 @@ def criterion(
         for key in names - STATISTICS.keys() - AT_HAND.keys():
             raise ConfigError(unknown(f"statistic that criterion {name} needs", key, STATISTICS))
         about = level, names, paper, reduction, normalizer, biases, vectors, elementwise
-        _REGISTRY[name] = Criterion(name, function, *about, needs_of=of)
+        _REGISTRY[name] = Criterion(name, function, *about, needs_of=of, exchange=exchange)
         _ALIASES.update(dict.fromkeys(aliases, name))
         return function
 

@@ -72,6 +72,19 @@ def require_numbers(model: nn.Module) -> None:
             raise DataError(f"the buffer {name} holds NaN: load the model's state anew")
 
 
+def require_seen(values: Tensor, what: str) -> None:
+    """Refuse what a model gave on data where it is not finite: no comparison would mean anything.
+
+    Example:
+        >>> require_seen(torch.ones(2), "the output")
+    """
+    if not finite(values):
+        raise DataError(
+            f"{what} is NaN or infinite on this data: look for NaN in the data, and for overflow "
+            "in the model's type (run it in float32)"
+        )
+
+
 def require_teacher(teacher: nn.Module | None, model: nn.Module, recovery: str) -> nn.Module:
     """The dense model, or an error that says what it is for."""
     if teacher is None or teacher is model:

@@ -21,19 +21,30 @@ def calibration(model: nn.Module, data: Iterable[Any] | None) -> Iterator[Any]:
             f"this method needs calibration data, got {type(data).__name__}: give data=, a list or "
             'loader of batches, as [{"input_ids": ids}, ...]; or method="magnitude"'
         )
-    limits = {"input_ids": _limits(model), "decoder_input_ids": _limits(model, decoder=True)}
     index = -1
-    for index, batch in enumerate(data):
-        given = named_inputs(model, inputs_of(batch))
-        for name, limit in limits.items():
-            ids = given.get(name)
-            if isinstance(ids, Tensor) and not ids.is_floating_point():
-                limit.check(ids, f"calibration batch {index}", name)
+    for index, batch in enumerate(checked(model, data)):  # noqa: B007
         yield batch
     if index < 0:
         raise DataError(
             "calibration has no batch: give at least one (a generator can be read only once)"
         )
+
+
+def checked(model: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches as they are, refused where they hold tokens that the model does not take.
+
+    An embedding that is asked for a token it does not have can only say that an index is out of
+    range; a rotary model does not say at all that a text is longer than what it knows.
+    """
+    limits = {"input_ids": _limits(model), "decoder_input_ids": _limits(model, decoder=True)}
+    known = any(limit != Limits(None, None) for limit in limits.values())
+    for index, batch in enumerate(batches):
+        given = named_inputs(model, inputs_of(batch)) if known else {}
+        for name, limit in limits.items():
+            ids = given.get(name)
+            if isinstance(ids, Tensor) and not ids.is_floating_point():
+                limit.check(ids, f"calibration batch {index}", name)
+        yield batch
 
 
 @dataclass(frozen=True)

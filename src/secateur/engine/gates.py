@@ -33,7 +33,7 @@ class Gates:
         device = next((p.device for p in graph.model.parameters()), torch.device("cpu"))
         flow = dataflow(graph)
         places = {c.name: gate_places(graph, c, flow) for c in classes}
-        self.gates = {
+        self.factors = {
             c.name: torch.ones(c.size, device=device, requires_grad=True)
             for c in classes
             if places[c.name]
@@ -42,8 +42,10 @@ class Gates:
         for name, at in places.items():
             for module, dim, unit in at:
                 self.places.setdefault(module, []).append((name, dim, unit.to(device)))
-        self.totals = {n: [torch.zeros_like(z), torch.zeros_like(z)] for n, z in self.gates.items()}
-        self.curvatures = {n: torch.zeros_like(z) for n, z in self.gates.items()}
+        self.totals = {
+            n: [torch.zeros_like(z), torch.zeros_like(z)] for n, z in self.factors.items()
+        }
+        self.curvatures = {n: torch.zeros_like(z) for n, z in self.factors.items()}
         self.reached: set[str] = set()  # classes whose gates took part: of others nothing is known
         self.batches = 0
         self.awake = True
@@ -80,7 +82,7 @@ class Gates:
                 if first.shape[dim] != len(unit):
                     return None
                 # Positions of no unit have index -1: the one that is appended.
-                z = torch.cat([self.gates[name], self.gates[name].new_ones(1)])[unit]
+                z = torch.cat([self.factors[name], self.factors[name].new_ones(1)])[unit]
                 shape = [1] * first.dim()
                 shape[dim] = len(unit)
                 first = first * z.view(shape).to(first.dtype)
@@ -89,7 +91,7 @@ class Gates:
         return gate
 
     def add_batch(self, grads: Sequence[Tensor | None]) -> None:
-        """Count the gradients with respect to ``gates`` of one batch's loss."""
+        """Count the gradients with respect to ``factors`` of one batch's loss."""
         self.batches += 1
         for (total, squares), g in zip(self.totals.values(), grads, strict=True):
             if g is not None:
@@ -104,7 +106,7 @@ class Gates:
         if grads:
             total = torch.stack([g.sum() for g in grads]).sum()
             products = torch.autograd.grad(
-                total, list(self.gates.values()), retain_graph=True, allow_unused=True
+                total, list(self.factors.values()), retain_graph=True, allow_unused=True
             )
             for curvature, product in zip(self.curvatures.values(), products, strict=True):
                 if product is not None:

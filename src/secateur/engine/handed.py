@@ -6,11 +6,15 @@ So layers share keys and values: one puts them into a dict that all are given, o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, MutableSequence, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from secateur.graph.forward import map_tensors
+from secateur.engine.batches import run
+from secateur.graph.forward import map_tensors, tensors_in
+from secateur.measure.calling import evaluating
 
 HANDED = "|handed"  # after the name of a block, where its output is kept
 Entries = dict[int | str, Any]
@@ -84,3 +88,39 @@ def _holds(value: Any) -> bool:
 
 def _entries(value: Any) -> Entries:
     return dict(value.items() if isinstance(value, MutableMapping) else enumerate(value))
+
+
+def handing_on(model: nn.Module, blocks: Sequence[str], batch: Any) -> set[str]:
+    """Blocks that make something beside their output which a later block is given.
+
+    T5's first block makes the position bias that all others add: without it they would add none.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        >>> handing_on(net, ["0", "1"], torch.ones(1, 2))
+        set()
+    """
+    makers: dict[int, str] = {}
+    held: list[Tensor] = []  # so that no address is used twice
+    found: set[str] = set()
+
+    def before(_: nn.Module, args: Any, kwargs: Any) -> None:
+        found.update(makers[id(t)] for t in tensors_in((args, kwargs)) if id(t) in makers)
+
+    def after(name: str) -> Any:
+        def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            given = {id(t) for t in tensors_in((args, kwargs))}
+            for t in tensors_in(output[1:]) if isinstance(output, tuple) else ():
+                if id(t) not in given:
+                    held.append(t)
+                    makers.setdefault(id(t), name)
+
+        return hook
+
+    with ExitStack() as stack, evaluating(model):
+        for name in blocks:
+            module = model.get_submodule(name)
+            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(after(name), with_kwargs=True).remove)
+        run(model, batch)
+    return found

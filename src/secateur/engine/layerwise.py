@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -110,7 +110,7 @@ def solve_blocks(
         if spill is not None and folder is None:
             Path(spill).mkdir(parents=True, exist_ok=True)
             spill = stack.enter_context(tempfile.TemporaryDirectory(dir=spill))
-        for step in walk(
+        walked = walk(
             model,
             own(list(data)) if job.data else (),
             propagate=propagate,
@@ -119,7 +119,9 @@ def solve_blocks(
             spill=spill if folder is None or spill is None else finished.activations,
             resume=finished.walk,
             commit=finished.commit,
-        ):
+        )
+        # Closed here: a walk that an error leaves behind gives back its state at some other time.
+        for step in stack.enter_context(closing(walked)):
             bar.update(task, total=step.total, completed=step.number)
             if before is not None:
                 before(step)

@@ -8,7 +8,15 @@ finished block have to be kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
@@ -279,7 +287,7 @@ def walk(
     spill: str | Path | None = None,
     resume: Mapping[str, Any] | None = None,
     commit: Callable[[Walk], None] | None = None,
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Yield the blocks one after another; what the caller does to a block, the next one sees.
 
     Args:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.engine.batches import labelled, run, take, task_loss
+from secateur.engine.calibration import checked
 from secateur.engine.gates import Gates
 from secateur.engine.gradients import (
     TWICE,
@@ -22,6 +23,7 @@ from secateur.engine.gradients import (
 )
 from secateur.engine.inputs import ClassInputs, LayerInputs
 from secateur.engine.order import epoch_batches, generators_kept
+from secateur.engine.unit_masks import UnitMasks
 from secateur.errors import ConfigError, DataError
 from secateur.graph import Graph, UnitClass
 from secateur.measure.calling import describe, device_of, evaluating, to_device, unfused
@@ -46,6 +48,8 @@ STATISTICS: Mapping[str, str] = {
     "two input features add to the outputs, (input features, input features)",
     "gate": "class: mean over batches of dL/dz, z = 1 a gate on each unit where it is made",
     "gate_sq": "class: mean over batches of (dL/dz)^2",
+    "mask_gradients": "class: dL/dm of every batch, m = 1 a factor on each unit where layers take "
+    "it in, (batches, units)",
     "gate_curvature": "class: mean over batches of the Hessian of the loss in all gates times ones",
     "activation": "class: mean absolute value that the next layers see",
     "zero_fraction": "class: fraction of exact zeros that the next layers see",
@@ -58,7 +62,8 @@ GATES = frozenset({"gate", "gate_sq", "gate_curvature"})
 INPUTS = frozenset(
     {"input_norm", "input_mean", "input_variance", "input_level", "gram", "contribution"}
 )
-OF_CLASS = GATES | {"activation", "zero_fraction", "rank"}
+MASKS = frozenset({"mask_gradients"})
+OF_CLASS = GATES | MASKS | {"activation", "zero_fraction", "rank"}
 
 
 class Stats:
@@ -163,25 +168,29 @@ def collect(
         stack.enter_context(evaluating(network))
         stack.enter_context(unfused())
         gradients = Gradients(wanted, needs, probes, seed) if needs & GRADIENTS else None
-        gates = (
-            stack.enter_context(Gates(graph, classes, needs)) if graph and needs & GATES else None
-        )
+        gates: list[Gates | UnitMasks] = []
+        if graph and needs & GATES:
+            gates.append(stack.enter_context(Gates(graph, classes, needs)))
+        if graph and needs & MASKS:
+            gates.append(stack.enter_context(UnitMasks(graph, classes)))
         observers: list[LayerInputs | ClassInputs] = []
         if needs & INPUTS:
             observers.append(stack.enter_context(LayerInputs(network, needs)))
         if graph and needs & {"activation", "zero_fraction", "rank"}:
             observers.append(stack.enter_context(ClassInputs(graph, classes, needs)))
-        if gradients is not None or gates is not None:
+        if gradients is not None or gates:
             stack.enter_context(differentiable(wanted.values()))
             stack.enter_context(torch.enable_grad())
-        batches = take(epoch_batches(data, seed, 0))
+        batches = checked(network, take(epoch_batches(data, seed, 0)))
         for index, given in enumerate(batches):
             batch = to_device(given, device)
             size = batch_size(batch)
             samples += size
             _one_batch(network, batch, loss, index, gradients, gates, bool(observers))
             if "sample_grad_sq" in needs and gradients is not None:
-                with _asleep(observers), gates.off() if gates else nullcontext():
+                with _asleep(observers), ExitStack() as without:
+                    for gate in gates:
+                        without.enter_context(gate.off())
                     for k in range(size):
                         one = sample(batch, k, size)
                         gradients.add_sample(_loss(network, one, loss, index))
@@ -189,7 +198,7 @@ def collect(
     of_classes: dict[str, dict[str, Any]] = {}
     for source, table in (
         (gradients, tensors),
-        (gates, of_classes),
+        *((gate, of_classes) for gate in gates),
         *((o, tensors if isinstance(o, LayerInputs) else of_classes) for o in observers),
     ):
         for name, values in (source.result() if source else {}).items():
@@ -238,7 +247,8 @@ def _loss(network: nn.Module, batch: Any, loss: Callable[..., Tensor] | None, in
     if not value.isfinite():
         raise DataError(
             f"the loss is {value.item()} on batch {index} ({describe(batch)}): look for NaN in the "
-            "inputs or the weights, targets out of range, or a loss that overflows"
+            "inputs or the weights, targets out of range, texts of one token (which none follows), "
+            "or a loss that overflows"
         )
     return value
 
@@ -249,26 +259,28 @@ def _one_batch(
     loss: Callable[..., Tensor] | None,
     index: int,
     gradients: Gradients | None,
-    gates: Gates | None,
+    gates: Sequence[Gates | UnitMasks],
     observed: bool,
 ) -> None:
     """One forward, and one backward for everything that is averaged over batches."""
     tensors = gradients.tensors if gradients and gradients.per_batch else []
-    factors = list(gates.gates.values()) if gates else []
+    factors = [z for gate in gates for z in gate.factors.values()]
     if not tensors and not factors:
         if observed:
             with torch.no_grad():
                 run(network, batch)
         return
-    curved = gates is not None and gates.curved
+    curved = any(isinstance(gate, Gates) and gate.curved for gate in gates)
     twice = curved or (gradients is not None and bool(TWICE & gradients.needs))
     with twice_differentiable() if twice else nullcontext():
         value = _loss(network, batch, loss, index)
         grads = torch.autograd.grad(
             value, [*tensors, *factors], create_graph=twice, allow_unused=True
         )
-        if gates is not None:  # first: the Hessian's diagonal lets go of the graph
-            gates.add_batch(grads[len(tensors) :])
+        left = grads[len(tensors) :]
+        for gate in gates:  # first: the Hessian's diagonal lets go of the graph
+            gate.add_batch(left[: len(gate.factors)])
+            left = left[len(gate.factors) :]
         if gradients is not None and tensors:
             gradients.add_batch(grads[: len(tensors)])
 

@@ -25,11 +25,13 @@ class LayerUnits:
 
     Attributes:
         branches: Parameters of each unit.
+        outlets: Those of each that its output is last multiplied by, where a factor acts.
         tensors: Their shapes.
         shapes, sizes, counts: See ``Units``; the size is the mean, as branches differ.
     """
 
     branches: tuple[tuple[str, ...], ...]
+    outlets: tuple[frozenset[str], ...]
     tensors: Mapping[str, tuple[int, ...]]
     shapes: Mapping[str, tuple[int, ...]]
     sizes: Mapping[str, int]
@@ -45,9 +47,13 @@ class LayerUnits:
         return {SPACE: torch.stack(means)}
 
     def spread(self, units: Mapping[str, Tensor], *, alike: bool = False) -> dict[str, Tensor]:
+        given = units[SPACE]
+        everywhere = alike or given.dtype == torch.bool
         return {
-            n: value.expand(self.tensors[n])
-            for value, names in zip(units[SPACE], self.branches, strict=True)
+            n: (value if everywhere or n in last else torch.ones_like(value)).expand(
+                self.tensors[n]
+            )
+            for value, names, last in zip(given, self.branches, self.outlets, strict=True)
             for n in names
         }
 
@@ -86,9 +92,8 @@ def layer(parameters: Elements, graph: Graph | None = None) -> Units:
     """
     assert graph is not None
     own = dict(graph.model.named_parameters())
-    found = tuple(
-        names for names in residual_branches(graph).values() if any(n in parameters for n in names)
-    )
+    known = [b for b in _branches(graph) if any(n in parameters for n in b.names)]
+    found = tuple(b.names for b in known)
     if not found:
         raise ConfigError(
             "no layer of this model is added to its own input, so that leaving one out would cut "
@@ -97,8 +102,9 @@ def layer(parameters: Elements, graph: Graph | None = None) -> Units:
     tensors = {n: tuple(own[n].shape) for names in found for n in names}
     total = sum(own[n].numel() for names in found for n in names if n in parameters)
     size = total // len(found)
+    outlets = tuple(b.outlet for b in known)
     return LayerUnits(
-        found, tensors, {SPACE: (len(found), size)}, {SPACE: size}, {SPACE: len(found)}
+        found, outlets, tensors, {SPACE: (len(found), size)}, {SPACE: size}, {SPACE: len(found)}
     )
 
 
@@ -108,6 +114,17 @@ def residual_branches(graph: Graph) -> dict[str, tuple[str, ...]]:
     Returns:
         Module that last touches a branch -> parameters that are used in it and nowhere else.
     """
+    return {b.module: b.names for b in _branches(graph)}
+
+
+@dataclass(frozen=True)
+class _Branch:
+    module: str
+    names: tuple[str, ...]
+    outlet: frozenset[str]
+
+
+def _branches(graph: Graph) -> list[_Branch]:
     flow = dataflow(graph)
     own = {n for n, _ in graph.model.named_parameters()}
     above: list[int] = []  # bit j of number i: operator j is upstream of operator i
@@ -144,12 +161,26 @@ def residual_branches(graph: Graph) -> dict[str, tuple[str, ...]]:
                     if (j == end or above[end] >> j & 1) and above[j] >> start & 1
                 }  # fmt: skip
     used = {end: set().union(*(weights[j] for j in inside)) for end, inside in branches.items()}
-    found = {}
+
+    def outlet(i: int, inside: set[int]) -> set[str]:
+        """What the output is last multiplied by; with all that is added to that, as biases."""
+        if i not in inside:
+            return set()
+        own, name = weights[i], graph.ops[i].name
+        sums = name.startswith(("aten.add.", "aten.add_.", "aten.sub."))
+        if own and not sums:
+            return own
+        joins = sums or name.startswith(("aten.cat.", "aten.stack."))
+        before = [s for k in flow.inputs[i] if isinstance(s := graph.ops[i].sources[k], int)]
+        return own.union(*(outlet(s, inside) for s in (before if joins else before[-1:])))
+
+    found = []
     for end, inside in branches.items():
         others = (j for j in range(len(graph.ops)) if flow.inputs[j] and j not in inside)
         elsewhere = set().union(*(weights[j] for j in others))
         nested = any(other in inside for other in branches if other != end and used[other])
         if used[end] and not nested and not used[end] & elsewhere:
             last = max(j for j in inside if weights[j])
-            found[graph.ops[last].module] = tuple(sorted(used[end]))
+            module = graph.ops[last].module
+            found.append(_Branch(module, tuple(sorted(used[end])), frozenset(outlet(end, inside))))
     return found

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.criteria import Criterion
+from secateur.criteria.registry import in_parts
 from secateur.engine.statistics import Statistics, Stats
 from secateur.errors import ConfigError, DataError
 from secateur.granularity.sums import axis_sums, unit_sum, unit_sums
@@ -68,12 +69,13 @@ NORMALIZERS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "gaussian": lambda s: (s - s.mean()) / s.std(correction=0).clamp(min=_TINY),
     "lamp": lamp_scale,
     "relative": relative,
+    "size": lambda s: s,  # and then divided by the weights of a unit
 }
 
 
 def unit_rows(tensor: Tensor, member: Member, size: int) -> Tensor:
     """The elements of each unit as a row, zero-filled if uneven: (size, elements of a unit)."""
-    rows, unit = positions(tensor.detach().float(), member, size)
+    rows, unit = positions(in_parts(tensor.detach()).float(), member, size)
     unit = unit.to(rows.device)
     at = (unit >= 0).nonzero().squeeze(1)
     at = at[unit[at].argsort(stable=True)]
@@ -134,6 +136,17 @@ def positions(tensor: Tensor, m: Member, size: int) -> tuple[Tensor, Tensor]:
     return rows.reshape(unit.numel(), -1), unit.flatten()
 
 
+def weights_each(graph: Graph, c: UnitClass) -> float:
+    """How many weights go with a unit of a class, what reads it included; at least one."""
+    own = dict(graph.model.named_parameters())
+    total = sum(
+        own[m.tensor].numel() * float((m.unit >= 0).double().mean())
+        for m in joined(c)
+        if m.tensor in own
+    )
+    return max(total / c.size, 1.0)
+
+
 def is_bias(tensor: str, shape: tuple[int, ...]) -> bool:
     """True for one-dimensional parameters that shift, as opposed to scale."""
     leaf = tensor.rpartition(".")[2]
@@ -191,6 +204,8 @@ def score(
             if not together.isfinite().all():
                 raise DataError(_not_finite(graph, c, criterion))
             scores[c.name] = NORMALIZERS[normalizer](together)
+            if normalizer == "size":
+                scores[c.name] = together / weights_each(graph, c)
             if fibred and c.over:
                 scores[c.name] = scores[c.name].view(-1, c.size)
     return scores
@@ -271,7 +286,7 @@ def _inputs(
             known = statistics.tensors.get(m.tensor)
             if m.produces or m.over is not None or len(graph.shapes[m.tensor]) < 2:
                 continue
-            if m.tensor not in parameters or (criterion.needs and known is None):
+            if m.tensor not in parameters or any(n not in (known or ()) for n in criterion.needs):
                 continue
             if getattr(modules[module_of(m.tensor)], "groups", 1) != 1:
                 continue  # its weight has the inputs of one group, its input those of all

@@ -31,7 +31,7 @@ from secateur.graph.forward import (
 )
 from secateur.graph.operators import Dispatch, described
 from secateur.graph.remembered import called
-from secateur.graph.rules import find_rule
+from secateur.graph.rules import RuleError, find_rule, told
 
 _LARGEST_KNOWN = 1 << 20  # integer tensors up to this size keep their values while recording
 
@@ -218,7 +218,7 @@ class Recorder(TorchDispatchMode):
         op = Op(self, func, args, kwargs, tensors, result)
         op.record.inputs = [list(self.axes_of(t)) for t in op.tensors()]
         op.record.sources = tuple(self.maker.get(id(t)) for t in op.tensors())
-        axes = rule(op) if rule else None
+        axes = told(rule, op) if rule else None
         if not self.calling and about.name.rstrip("_") in _ARITHMETIC:
             self._lock_if_scaled(op)
         if axes is None:
@@ -268,9 +268,11 @@ class Recorder(TorchDispatchMode):
     def _note(self, op: Op, out: Tensor, e: Axes | None) -> None:
         if e is None:
             e = [op.fixed(n) for n in out.shape]
-        sizes = tuple(x.size for x in e)
+        sizes = tuple(getattr(x, "size", x) for x in e)
         if sizes != tuple(out.shape):
-            raise AssertionError(f"rule of {op.func} says {sizes}, the tensor is {out.shape}")
+            raise RuleError(
+                f"the rule of {op.func} gives axes of {sizes}, its output is {tuple(out.shape)}"
+            )
         self.set(out, [resolve(x) for x in e], zero=op.zero)
 
     def _opaque(self, op: Op, *, known_rule: bool) -> list[Axes | None]:

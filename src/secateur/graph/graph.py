@@ -13,6 +13,8 @@ from torch import nn
 from secateur.graph import classes as frozen
 from secateur.graph.aside import idle_modules
 from secateur.graph.classes import Axis, UnitClass
+from secateur.graph.forward import skeleton
+from secateur.graph.kept import Kept, forget
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Graph:
         aside: Modules that this forward did not run, but another did, by how that was done: in
             training, or given what a twin was given. They are pruned along.
         on_data: True if the model had to be run on real tensors, since its control flow reads data.
+        kept: Modules that the forward keeps tensors in, see ``graph.kept``.
     """
 
     model: nn.Module
@@ -79,6 +82,11 @@ class Graph:
     unknown: Mapping[str, int] = field(default_factory=dict)
     on_data: bool = False
     aside: Mapping[str, str] = field(default_factory=dict)
+    kept: Kept = field(default_factory=dict)
+
+    def skeleton(self) -> nn.Module:
+        """The model to run: a copy that shares all tensors, as if it had not run since."""
+        return forget(skeleton(self.model), self.kept)
 
     @cached_property
     def sizes(self) -> dict[str, int]:

@@ -224,7 +224,7 @@ def _is_ordinary(t: Tensor) -> bool:
     return (
         type(t) in (Tensor, Parameter, Buffer)
         and t.layout == torch.strided
-        and not (t.is_quantized or t.is_complex())
+        and not (t.is_quantized or t.is_conj() or t.is_neg())
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from secateur.graph.forward import (
 )
 from secateur.graph.freeze import freeze
 from secateur.graph.graph import Graph
+from secateur.graph.kept import Kept, forget, kept_already, kept_by_forward
+from secateur.graph.rules import RuleError
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +72,7 @@ def trace(model: nn.Module, example_inputs: Any, *, on_data: bool = False) -> Gr
 
 def _traced(model: nn.Module, example_inputs: Any, *, on_data: bool) -> Graph:
     try:
-        recorder, atoms, aside = _record(model, example_inputs, fake=not on_data)
+        recorder, atoms, aside, kept = _record(model, example_inputs, fake=not on_data)
     except TraceError:
         raise
     except Exception as error:
@@ -78,10 +81,11 @@ def _traced(model: nn.Module, example_inputs: Any, *, on_data: bool) -> Graph:
         log.info("tracing on real tensors, since fake ones gave %s", type(error).__name__)
         on_data = True
         try:
-            recorder, atoms, aside = _record(model, example_inputs, fake=False)
+            recorder, atoms, aside, kept = _record(model, example_inputs, fake=False)
         except Exception as second:
             raise _explained(example_inputs, second) from second
-    return freeze(model, example_inputs, recorder, atoms, on_data=on_data, aside=aside)
+    graph = freeze(model, example_inputs, recorder, atoms, on_data=on_data, aside=aside)
+    return replace(graph, kept=kept)
 
 
 def _check_inputs(model: nn.Module, example_inputs: Any) -> None:
@@ -142,8 +146,8 @@ def _check_inputs(model: nn.Module, example_inputs: Any) -> None:
 
 def _record(
     model: nn.Module, example_inputs: Any, *, fake: bool
-) -> tuple[Recorder, dict[str, list[Atom]], dict[str, str]]:
-    """The forward as recorded, the axes of parameters and buffers, and what else was looked at."""
+) -> tuple[Recorder, dict[str, list[Atom]], dict[str, str], Kept]:
+    """The forward as recorded, axes of parameters and buffers, what else was looked at or kept."""
     atoms: dict[str, list[Atom]] = {}
     names = named_tensors(model)
 
@@ -181,7 +185,8 @@ def _record(
             _mark_outputs(recorder, output)
 
     try:
-        double = skeleton(model)
+        kept = kept_already(model)
+        double = forget(skeleton(model), kept)
     except Exception as error:
         raise TraceError(
             f"this {type(model).__name__} cannot be copied, which tracing needs: {error}. Take the "
@@ -194,13 +199,14 @@ def _record(
     except Exception as error:
         error.__dict__["secateur_where"] = recorder.failed_in
         raise
+    kept = kept_by_forward(model, double) | kept
     _lock_scripted(model, atoms)
-    aside = look_aside(lambda: skeleton(model), recorder, observe)
+    aside = look_aside(lambda: forget(skeleton(model), kept), recorder, observe)
     read = read_by(recorder)
     for name, axes in atoms.items():
         for e in axes if name not in read else ():
             lock(e, "not used by this forward")  # what it would have to agree with is not known
-    return recorder, atoms, aside
+    return recorder, atoms, aside, kept
 
 
 def _plain_tensors(model: nn.Module) -> dict[int, str]:
@@ -237,6 +243,8 @@ def _mark_outputs(recorder: Recorder, output: Any) -> None:
 
 
 def _explained(example_inputs: Any, error: Exception) -> TraceError:
+    if isinstance(error, RuleError):
+        return TraceError(str(error))
     where = getattr(error, "secateur_where", None) or "the model's forward"
     shapes = [tuple(t.shape) for t in tensors_in(call_arguments(example_inputs))]
     return TraceError(

@@ -197,8 +197,8 @@ def _untimed(model: nn.Module, example_inputs: Any) -> Measurement:
     if zeros is not None and zeros >= _MANY_ZEROS:
         notes.append(
             f"{zeros:.1%} of the parameters are zero; zeros alone bring no speed-up and no smaller "
-            "file: dense kernels multiply them like any number. Remove whole units or use a sparse "
-            "format."
+            "file: dense kernels multiply them like any number. Remove whole units, or store them "
+            "with secateur.measure.sparse_file.save_sparse."
         )
         storage = total(dict(model.named_parameters()))
     if device.type == "meta":

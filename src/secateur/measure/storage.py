@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 from torch import Tensor
 
@@ -40,8 +41,7 @@ def words(tensor: Tensor) -> dict[str, int]:
         raise ConfigError(
             f"a tensor of shape {list(tensor.shape)} has no rows and columns: it is stored densely"
         )
-    n = tensor.shape[0]
-    m = tensor[0].numel() if n else 0
+    n, m = tensor.shape[0], prod(tensor.shape[1:])
     a = int(tensor.count_nonzero())
     return {
         "dense": n * m,

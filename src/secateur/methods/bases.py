@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +14,9 @@ from secateur.errors import PlanError
 from secateur.graph import Graph, UnitClass, trace
 from secateur.graph.forward import call_arguments, tensors_in
 from secateur.measure.calling import evaluating
+from secateur.methods.components import components
 from secateur.methods.depth import Depth
-from secateur.methods.norms import fold, norms_of, watch
+from secateur.methods.norms import fold, norms_of, readers_of
 from secateur.plan.bases import SHORTCUT, rotate
 from secateur.plan.gaps import Gap, drop
 
@@ -40,12 +42,16 @@ class Bases:
     energy: dict[str, Tensor] = field(default_factory=dict)
 
 
-def with_bases(depth: Depth, example_inputs: Any) -> Bases:
+def with_bases(
+    depth: Depth, example_inputs: Any, left: Callable[[Bases], int] | None = None
+) -> Bases:
     """Fold the norms, rotate each block to its principal components, mend by shortcuts.
 
     Args:
         depth: The model, which stays as it is, its chain of blocks, and batches.
         example_inputs: To trace by, and to show that the outputs stay.
+        left: From the model before it is rotated to how many components shall stay, which the
+            components of later blocks depend on; default: all.
 
     Raises:
         PlanError: The model cannot be rotated without changing: norms that write to the residual
@@ -58,18 +64,20 @@ def with_bases(depth: Depth, example_inputs: Any) -> Bases:
     classes = _residual(graph, gaps, width)
     before = _outputs(made, example_inputs)
     of_norm = norms_of(made, classes)
-    grams, takes = watch(made, classes, of_norm, depth.batches)
+    takes = readers_of(made, classes, of_norm, depth.batches[0])
     others = fold(made, classes, of_norm, takes)
     if others:
         graph = trace(made, example_inputs)
     here = Bases(graph, _residual(graph, gaps, width), (*gaps, *others))
     for old, c in zip(classes, here.classes, strict=True):
         here.norms[c.name] = [name for name, space in of_norm.items() if space == old.name]
-        values, vectors = torch.linalg.eigh(grams[old.name])
-        here.energy[c.name] = values.flip(0)
+    stay = width if left is None else left(here)
+    turned = components(made, depth.blocks, here.norms, depth.batches, stay)
+    for c in here.classes:
+        here.energy[c.name], vectors = turned[c.name]
         for m in c.members:
             if m.tensor.rpartition(".")[0] not in of_norm:
-                rotate(made, m.tensor, m.axis, vectors.flip(1))
+                rotate(made, m.tensor, m.axis, vectors)
     after = _outputs(made, example_inputs)
     change = max(
         (

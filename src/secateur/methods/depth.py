@@ -9,9 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.engine.batches import labelled, run, task_loss
+from secateur.engine.batches import labelled, require_seen, run, task_loss
 from secateur.engine.sequential import standing_in, without_cache
+from secateur.errors import ConfigError
 from secateur.measure.calling import evaluating, unfused
+from secateur.names import match_names, unknown
 from secateur.plan.gaps import Absent, Gap, first_of, first_replaced
 
 
@@ -91,6 +93,8 @@ class Depth:
                 note(k)
             with self.without(gone):
                 self.output(batch)
+        if not gone:
+            require_seen(seen[len(self.blocks)], f"what {self.blocks[-1]} gives")
         return [seen[k] for k in range(len(self.blocks) + 1)]
 
     @contextmanager
@@ -133,3 +137,13 @@ def _passing(outputs: int) -> Any:
         return first_replaced((x, *[None] * (outputs - 1)), x) if outputs else x
 
     return passing
+
+
+def staying(ignore: Sequence[str], known: list[str]) -> set[str]:
+    """The names that match one of the globs; one that matches nothing is a ConfigError."""
+    stay: set[str] = set()
+    for glob, names in match_names(ignore, known).items():
+        if not names:
+            raise ConfigError("ignore: " + unknown("block or part", glob, known))
+        stay.update(names)
+    return stay

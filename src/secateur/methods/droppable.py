@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.engine.batches import require, run, take
+from secateur.engine.batches import require, require_seen, run, take
 from secateur.engine.blocks import Block, find_blocks
+from secateur.engine.calibration import checked
+from secateur.engine.handed import handing_on
 from secateur.engine.order import epoch_batches
-from secateur.errors import ConfigError, PlanError
+from secateur.errors import PlanError
 from secateur.measure.calling import device_of, evaluating, to_device
-from secateur.methods.depth import Depth
-from secateur.names import match_names, unknown
+from secateur.methods.depth import Depth, staying
 from secateur.plan.gaps import Gap, check_caches, first_of
 
 Said = dict[str, tuple[Tensor, Tensor, int]]  # module -> its input, its output, number of outputs
@@ -53,11 +54,12 @@ def depth_of(
     """
     device = device_of(model)
     source = epoch_batches(require(data, "Leaving out blocks"), seed, 0)
-    batches = tuple(to_device(batch, device) for batch in take(source))
+    batches = tuple(to_device(batch, device) for batch in checked(model, take(source)))
     with evaluating(model):
         found = find_blocks(model, lambda: run(model, batches[0]))
     said = _watched(model, batches[0])
     blocks = _chain(model, found, said)
+    require_seen(said[blocks[-1]][1], f"what {blocks[-1]} gives")
     here = Depth(
         model, blocks, tuple(said[b][2] for b in blocks), (), batches, loss=loss, seed=seed
     )
@@ -66,19 +68,13 @@ def depth_of(
         gaps = [Gap(n, said[n][2]) for b in blocks for n in _parts(model, b, said)]
         _check_sums(here, gaps, batches[0])
     stay = staying(ignore, [g.module for g in gaps])
-    may = tuple(g for g in gaps if g.module not in stay)
+    needed = set() if parts else handing_on(model, blocks, batches[0])
+    may = tuple(g for g in gaps if g.module not in stay | needed)
     check_caches(model, may)
+    if needed - stay:
+        names = ", ".join(sorted(needed - stay))
+        here.notes.append(f"kept, as later blocks read what they make beside outputs: {names}")
     return replace(here, candidates=may)
-
-
-def staying(ignore: Sequence[str], known: list[str]) -> set[str]:
-    """The names that match one of the globs; one that matches nothing is a ConfigError."""
-    stay: set[str] = set()
-    for glob, names in match_names(ignore, known).items():
-        if not names:
-            raise ConfigError("ignore: " + unknown("block or part", glob, known))
-        stay.update(names)
-    return stay
 
 
 def _watched(model: nn.Module, batch: Any) -> Said:

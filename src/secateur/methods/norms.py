@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -37,30 +37,15 @@ def norms_of(model: nn.Module, classes: Sequence[UnitClass]) -> dict[str, str]:
     return found
 
 
-def watch(
-    model: nn.Module,
-    classes: Sequence[UnitClass],
-    of_norm: Mapping[str, str],
-    batches: Iterable[Any],
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Gram matrices of what the norms of each class are given, and which norm a module reads.
-
-    Tokens that an attention mask hides do not count. What layer norms are given counts without its
-    mean, as they see it.
-    """
-    grams: dict[str, Tensor] = {}
+def readers_of(
+    model: nn.Module, classes: Sequence[UnitClass], of_norm: Mapping[str, str], batch: Any
+) -> dict[str, str]:
+    """Which norm each module reads that takes one of the classes in, seen in one forward."""
     said: dict[int, tuple[str, Tensor]] = {}  # by the memory of a norm's output, which is held
     takes: dict[str, str] = {}
-    masks: list[Tensor | None] = [None]
 
     def normed(name: str) -> Any:
-        def hook(_: nn.Module, args: Any, output: Tensor) -> None:
-            x, mask = args[0].detach(), masks[0]
-            kept = x[mask.bool()] if mask is not None and mask.shape == x.shape[:-1] else x
-            rows = kept.reshape(-1, x.shape[-1]).double()
-            if isinstance(model.get_submodule(name), nn.LayerNorm):
-                rows = rows - rows.mean(1, keepdim=True)
-            grams[of_norm[name]] = grams.get(of_norm[name], 0) + rows.T @ rows
+        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
             said[output.untyped_storage().data_ptr()] = (name, output)
 
         return hook
@@ -83,11 +68,8 @@ def watch(
             module = model.get_submodule(name)
             pre = module.register_forward_pre_hook(read(name), with_kwargs=True)
             stack.callback(pre.remove)
-        for batch in batches:
-            masks[0] = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-            run(model, batch)
-            said.clear()
-    return grams, takes
+        run(model, batch)
+    return takes
 
 
 @torch.no_grad()

@@ -84,6 +84,12 @@ class Method:
     stage: str = ""
     paper: str = ""
 
+    @property
+    def follows(self) -> bool:
+        """Whether a penalty, a gate or a rule of it follows the progress of the run."""
+        seams = (self.penalty, self.gate, self.rule)
+        return any(getattr(seam, "scheduled", False) for seam in seams)
+
 
 @dataclass(frozen=True)
 class Entry:

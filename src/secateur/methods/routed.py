@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 
 from secateur.engine.batches import require, take
+from secateur.engine.calibration import checked
 from secateur.engine.order import epoch_batches
 from secateur.errors import PlanError
 from secateur.measure.calling import device_of, to_device
-from secateur.methods.depth import Depth
-from secateur.methods.droppable import staying
+from secateur.methods.depth import Depth, staying
 from secateur.plan.experts import routed
 from secateur.plan.gaps import Gap
 
@@ -35,7 +35,7 @@ def experts_of(
         PlanError: The model has none.
     """
     source = epoch_batches(require(data, "Removing experts"), seed, 0)
-    batches = tuple(to_device(batch, device_of(model)) for batch in take(source))
+    batches = tuple(to_device(batch, device_of(model)) for batch in checked(model, take(source)))
     counts = routed(model)
     if not counts:
         raise PlanError(

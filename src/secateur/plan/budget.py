@@ -163,8 +163,16 @@ def _width(mask: Tensor) -> int:
 class Budget:
     """How full each budget is when some bundles go: 1 is exactly met, above 1 is too much."""
 
-    def __init__(self, graph: Graph, keep: Mapping[str, float], order: Order, fixed: Removed):
-        self.graph, self.keep, self.order, self.fixed = graph, keep, order, fixed
+    def __init__(
+        self,
+        graph: Graph,
+        keep: Mapping[str, float],
+        order: Order,
+        fixed: Removed,
+        left: Mapping[str, Tensor],
+    ) -> None:
+        self.graph, self.keep, self.order, self.fixed, self.left = graph, keep, order, fixed, left
+        self.gone = {n: m.shape[-1] - _width(m) for n, m in left.items()}
         self.forms = {m: cost(graph, m) for m in keep if m != "latency"}
         self.dense = {m: dense_cost(f, graph) for m, f in self.forms.items()}
 
@@ -175,12 +183,16 @@ class Budget:
         """What is kept of each metric when the chosen bundles go and ``more`` is masked."""
         removed = self.order.removed(chosen)
         sizes = self.graph.sizes
-        kept = {n: k - removed.get(n, 0) - self.fixed.get(n, 0) for n, k in sizes.items()}
+        kept = {
+            n: k - max(removed.get(n, 0) + self.fixed.get(n, 0), self.gone.get(n, 0))
+            for n, k in sizes.items()
+        }
 
         @cache
         def masks() -> dict[str, Tensor]:
             ones = {n: torch.ones(k, dtype=torch.bool) for n, k in sizes.items()}
-            return {**ones, **more, **self.order.masks(removed)}
+            found = {**ones, **more, **self.order.masks(removed)}
+            return {**found, **{n: found[n] & m for n, m in self.left.items()}}
 
         return {m: f(kept, masks) / self.dense[m] for m, f in self.forms.items()}
 
@@ -193,6 +205,7 @@ def meet(
     *,
     clock: Clock | None = None,
     apply: Callable[[Mapping[str, Tensor]], nn.Module] | None = None,
+    left: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Which bundles go so that every budget is met, the tightest within 2 %.
 
@@ -207,6 +220,8 @@ def meet(
         fixed: Masks of classes that are decided already.
         clock: For a budget of latency.
         apply: From masks to the pruned model; asked for only to measure latency.
+        left: What an earlier plan left of classes; the rest is gone, whatever is chosen here. It is
+            first in its class's order.
 
     Returns:
         Bool, one a bundle.
@@ -217,7 +232,7 @@ def meet(
     n = len(order.units)
     index = torch.arange(n)
     gone = {name: m.shape[-1] - _width(m) for name, m in fixed.items()}
-    budget = Budget(graph, keep, order, gone)
+    budget = Budget(graph, keep, order, gone, left or {})
 
     def filled(chosen: Tensor) -> float:
         fractions = budget.fractions(chosen, fixed)

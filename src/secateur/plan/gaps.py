@@ -151,23 +151,35 @@ def _list_of(part: str, modules: Mapping[str, nn.Module]) -> str:
 
 
 def _renumber(blocks: nn.Module) -> None:
-    """Layers that cache something are counted through, those without a cache left out."""
+    """Layers that cache something are counted through, those without a cache left out.
+
+    A cache takes its length from its first entry, so that must not be one that nobody fills.
+    """
     number = 0
     for block in blocks.children():
         inner = [m for m in block.modules() if type(getattr(m, "layer_idx", None)) is int]
         for module in inner:
             module.layer_idx = number  # type: ignore[assignment]
-        number += any(module is not block for module in inner) or not inner
+        lost = any(isinstance(m, Absent) for m in block.modules())
+        number += any(module is not block for module in inner) or not (inner or lost)
 
 
 def _recount(model: nn.Module, owner: str, count: int, gone: Sequence[int]) -> None:
-    """Config fields that count the blocks, or say something about each of them."""
+    """Config fields that count the blocks, or say something about each of them.
+
+    An encoder and a decoder may each have a config of its own, which the other's blocks are not in.
+    """
+    side = "decoder" if "decoder" in owner else "encoder" if "encoder" in owner else ""
+    others = {"decoder": "encoder", "encoder": "decoder"}.get(side, "\0")
     for config in configs(model):
+        holders = [n for n, m in model.named_modules() if getattr(m, "config", None) is config]
+        around = [n for n in holders if not n or owner.startswith(f"{n}.")]
+        if not around and not any(n.startswith(f"{owner}.") for n in holders):
+            continue
         counts = [n for n, v in vars(config).items() if v == count and type(v) is int
                   and _COUNTS.fullmatch(n)]  # fmt: skip
-        side = "decoder" if "decoder" in owner else "encoder" if "encoder" in owner else ""
-        of_side = [n for n in counts if side in n] if side else []
-        others = {"decoder": "encoder", "encoder": "decoder"}.get(side, "\0")
+        both = any(side in owner[len(n) :] for n in around)  # it is of more than this side
+        of_side = [n for n in counts if side and both and side in n]
         for name in of_side or [n for n in counts if others not in n]:
             setattr(config, name, count - len(gone))
         for name, value in vars(config).items():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from secateur.engine.masks import MaskSet
 from secateur.errors import PlanError
 from secateur.graph.forward import named_tensors
+from secateur.graph.kept import forget
 from secateur.plan.gaps import skipping
 from secateur.plan.plan import Plan
 from secateur.plan.surgery import check_architecture, masked
@@ -47,7 +48,10 @@ def masked_model(model: nn.Module, plan: Plan | MaskSet) -> Iterator[nn.Module]:
     if not isinstance(plan, MaskSet):
         check_architecture(plan, model)
     saved = {n: tensors[n].detach().clone() for n in names}
+    graph = None if isinstance(plan, MaskSet) else plan.graph
+    kept = {} if graph is None else graph.kept
     try:
+        forget(model, kept)  # what it has computed from other weights, now and afterwards
         with torch.no_grad():
             for n, t in saved.items():
                 m = plan[n].to(t.device) * t if isinstance(plan, MaskSet) else masked(plan, n, t)
@@ -57,3 +61,4 @@ def masked_model(model: nn.Module, plan: Plan | MaskSet) -> Iterator[nn.Module]:
         with torch.no_grad():
             for n, old in saved.items():
                 tensors[n].copy_(old)
+        forget(model, kept)

@@ -13,6 +13,7 @@ be as many of them as there were.
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterable
@@ -37,8 +38,7 @@ Shapes = list[tuple[Any, ...]]
 def mend(module: nn.Module, edits: Iterable[Edit]) -> None:
     """Make the module's own forward use the edited arguments from now on, and no others."""
     if not isinstance(module, Mended):
-        kind = type(module)
-        module.__class__ = type(kind.__name__, (Mended, kind), {"__module__": kind.__module__})
+        module.__class__ = _mended(type(module))
     module.__dict__[_EDITS] = tuple(edits)
 
 
@@ -63,10 +63,31 @@ class Mended(nn.Module):
         return _revive, (type(self).__mro__[2],), self.__dict__
 
 
+def _mended(kind: type[nn.Module]) -> Any:
+    """The subclass of a class whose instances are mended."""
+    own: dict[str, Any] = {"__module__": kind.__module__}
+    if hasattr(kind, "__deepcopy__"):
+        own["__deepcopy__"] = _copied
+    return type(kind.__name__, (Mended, kind), own)
+
+
+def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
+    """Classes that copy themselves (exported graphs) do so as if there were no subclass."""
+    mended = type(module)
+    module.__class__ = mended.__mro__[2]
+    try:
+        other = copy.deepcopy(module, memo)
+    finally:
+        module.__class__ = mended
+    mend(other, module.__dict__[_EDITS])
+    return other
+
+
 def _revive(kind: type[nn.Module]) -> nn.Module:
     """Copying and sending between processes rebuild the subclass from the original class."""
-    mended: Any = type(kind.__name__, (Mended, kind), {"__module__": kind.__module__})
-    return mended.__new__(mended)
+    mended = _mended(kind)
+    revived: nn.Module = mended.__new__(mended)
+    return revived
 
 
 class Mending(TorchFunctionMode):

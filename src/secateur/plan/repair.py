@@ -25,7 +25,6 @@ from torch import nn
 from secateur.errors import SecateurError, SurgeryError
 from secateur.graph.classes import Axis, classes_in
 from secateur.graph.forward import named_tensors, run
-from secateur.graph.forward import skeleton as copied
 from secateur.graph.graph import FrozenCall, Graph
 from secateur.plan.follow import Outcome, follow, planned, settled
 from secateur.plan.mend import unmend
@@ -92,7 +91,7 @@ def _not_in_training(graph: Graph, plan: Plan) -> str:
     """Why the pruned model would not run in training mode, if parts of it run only then."""
     if "in training" not in graph.aside.values():
         return ""
-    model = copied(graph.model)
+    model = graph.skeleton()
     change_python_side(plan, model)
     try:
         run(
@@ -110,7 +109,7 @@ def _not_in_training(graph: Graph, plan: Plan) -> str:
 
 def solve(graph: Graph, plan: Plan) -> tuple[list[Edit], Outcome]:
     """Attribute edits and call edits that make the forward give the predicted shapes."""
-    skeleton = copied(graph.model)
+    skeleton = graph.skeleton()
     unmend(skeleton)  # the edits of a model that was pruned before are all found anew
     change_python_side(replace(plan, edits=()), skeleton)
     before = outcome = follow(graph, plan, skeleton)

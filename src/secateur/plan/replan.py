@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secateur import criteria
 from secateur.criteria import Criterion
 from secateur.engine.statistics import Statistics, Stats, collect
-from secateur.errors import PlanError
+from secateur.errors import BudgetError, PlanError
 from secateur.granularity.units import score
 from secateur.graph import Graph
 from secateur.graph.forward import named_tensors
@@ -24,7 +24,6 @@ from secateur.plan.select import plan as make_plan
 from secateur.plan.selection import fill
 from secateur.plan.surgery import narrowed
 
-_TRIES = 8  # to meet a budget when the cheapest way to meet it would bring units back
 Keep = Mapping[str, Tensor]
 
 
@@ -70,7 +69,10 @@ def replan(
     made_by["overrides"] = target["overrides"]
     ready = done
     for check in (False, True):  # the second time what cannot be made smaller is made up for
-        wanted = _nearest(graph, done, target, how, check=check)
+        try:
+            wanted = make_plan(graph, **how, **target, check=check, left=done.keep)
+        except BudgetError:  # what comes nearest is of more use than none, after all the training
+            wanted = make_plan(graph, **how, **target, check=check)
         masks = _both(done.keep, wanted.keep)
         both = replace(Plan.of(graph, masks, **made_by), notes=wanted.notes)
         ready = _larger(done, both.prepared())
@@ -84,22 +86,6 @@ def replan(
         )
         ready = replace(ready, notes=(*ready.notes, note))
     return ready
-
-
-def _nearest(
-    graph: Graph, done: Plan, target: Mapping[str, Any], how: Mapping[str, Any], *, check: bool
-) -> Plan:
-    """The plan that meets the target best once what is gone stays gone."""
-    asked = dict(target)
-    found: list[tuple[float, Plan]] = []
-    for _ in range(_TRIES):
-        wanted = make_plan(graph, **how, **asked, check=check)
-        full = _filled(graph, _both(done.keep, wanted.keep), target["keep"])
-        found.append((abs(full - 1), wanted))
-        if abs(full - 1) <= budget.TOLERANCE:
-            break
-        asked["keep"] = {m: min(1.0, value / full) for m, value in asked["keep"].items()}
-    return min(found, key=lambda pair: pair[0])[1]
 
 
 def _both(one: Keep, other: Keep) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -53,6 +52,7 @@ def plan(
     latency: Callable[[nn.Module], float] | None = None,
     seed: int = 0,
     check: bool = True,
+    left: Mapping[str, Tensor] | None = None,
 ) -> Plan:
     r"""Decide which units go.
 
@@ -88,13 +88,14 @@ def plan(
         round_to: Keep a multiple of this many channels; classes with fewer stay whole.
         reduction: How scores of coupled tensors become one: sum, mean, max, min, prod, first.
         normalizer: How scores of a class are scaled before classes are compared: none, sum, mean,
-            max, std, gaussian, lamp, relative.
+            max, std, gaussian, lamp, relative, size (scores per weight).
         statistics: Gathered already by ``engine.statistics.collect``, instead of ``data``.
         latency: Seconds of a forward of a model; default: dense and pruned are timed in turn, on a
             CPU in processor time, which other programs change little.
         seed: For criteria and statistics that draw at random.
         check: Solve for the changes of Python attributes too; classes that cannot be made smaller
             are given back, noted, and the budget is met without them.
+        left: Masks of what an earlier plan left: a budget counts the rest as gone.
 
     Returns:
         The plan. The same arguments give the same plan, but for what a clock says.
@@ -173,10 +174,10 @@ def plan(
         pools = [list(p) for p in pools_of(graph, shared)]
         ordered = order(pools, scores, limits(ratio))
         if keep:
-            go = budget.meet(graph, keep, ordered, fixed, clock=clock, apply=small)
+            go = budget.meet(graph, keep, ordered, fixed, clock=clock, apply=small, left=left)
         else:
             go, short[:] = _amount(ordered, pools, float(amount or 0.0), limits(ratio))
-        return {**fixed, **ordered.masks(ordered.removed(go))}
+        return chosen.settled({**fixed, **ordered.masks(ordered.removed(go))}, statistics)
 
     def small(masks: Mapping[str, Tensor]) -> nn.Module:
         return Plan.of(graph, masks).apply()
@@ -207,7 +208,6 @@ def _prepared(
     check: bool,
 ) -> Plan:
     """The plan with its edits; what is given back is replaced by more of the rest."""
-    check = check and importlib.util.find_spec("secateur.plan.repair") is not None
     given_back: tuple[str, ...] = ()
     for _ in range(4):
         result = replace(Plan.of(graph, select(candidates), **made_by), notes=notes + given_back)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from secateur.errors import PlanError, SurgeryError
 from secateur.graph.forward import named_tensors, skeleton, uncollected, uncopied
+from secateur.graph.kept import forget
 from secateur.plan.attention import keeps_off_fast_path, narrow_attention
 from secateur.plan.gaps import drop
 from secateur.plan.mend import mend
@@ -34,6 +35,7 @@ def apply(plan: Plan, model: nn.Module, *, inplace: bool = False) -> nn.Module:
         if inplace:
             change_python_side(plan, skeleton(model))  # a rehearsal: what cannot be done fails here
         target = model if inplace else copy.deepcopy(model, uncopied(model))
+        forget(target, plan.graph.kept if plan.graph is not None else {})
         tensors, owners = named_tensors(target), _owners(target)
         for name in plan.touched:
             old = tensors[name]

@@ -30,6 +30,7 @@ from secateur.graph.forward import (
     tensors_of_output,
     uncopied,
 )
+from secateur.graph.kept import forget
 from secateur.graph.show import did_not_run
 from secateur.measure.calling import evaluating, kept_buffers
 from secateur.plan.gaps import drop, skipping
@@ -144,7 +145,7 @@ def verify(
     try:
         dense, reference, result = _outputs(plan, model, pruned, inputs, seed)
         notes = []
-        if distance(reference, result) > tolerance and _draws(model, inputs, seed, dense):
+        if distance(reference, result) > tolerance and _draws(skeleton(model), inputs, seed, dense):
             dense, reference, result = _outputs(plan, model, pruned, inputs, seed, still=True)
             notes.append("the model draws random numbers: compared with their means in their place")
     except ReferenceError as none:
@@ -187,8 +188,12 @@ def _outputs(
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """What the dense, the masked and the pruned model return."""
     with Still() if still else nullcontext():
-        dense = _of_dense(model, inputs, seed)
-        return dense, _reference(plan, model, inputs, seed), _of_pruned(pruned, inputs, seed)
+        dense = _of_dense(skeleton(model), inputs, seed)
+        return (
+            dense,
+            _reference(plan, model, inputs, seed),
+            _of_pruned(skeleton(pruned), inputs, seed),
+        )
 
 
 def _draws(model: nn.Module, inputs: Any, seed: int, dense: list[Tensor]) -> bool:
@@ -307,9 +312,14 @@ def _reference(plan: Plan, model: nn.Module, inputs: Any, seed: int) -> list[Ten
         torch.manual_seed(seed)
         # Detached, as in the trace: which kernels a product takes depends on who needs gradients.
         output = run(
-            skeleton(model), inputs, modes, fake=False, state=lambda n, t: state[n].detach()
+            _fresh(plan, model), inputs, modes, fake=False, state=lambda n, t: state[n].detach()
         )
     return [t.clone() for t in tensors_of_output(output)]
+
+
+def _fresh(plan: Plan, model: nn.Module) -> nn.Module:
+    """A copy that shares all tensors, without what forwards have kept in it since the trace."""
+    return forget(skeleton(model), plan.graph.kept if plan.graph is not None else {})
 
 
 def _on_data(plan: Plan, model: nn.Module, inputs: Any) -> tuple[Plan, tuple[FrozenOp, ...]]:
@@ -321,7 +331,7 @@ def _on_data(plan: Plan, model: nn.Module, inputs: Any) -> tuple[Plan, tuple[Fro
     from secateur.graph.trace import trace
 
     assert plan.graph is not None
-    real = trace(model, inputs, on_data=True)
+    real = trace(_fresh(plan, model), inputs, on_data=True)
     names = {_signature(c): n for n, c in real.classes.items()}
     keep = {}
     for name, mask in plan.keep.items():
@@ -347,7 +357,7 @@ def _where(
     if plan.graph is None:
         return None
     axes: Mapping[str, tuple[Axis, ...]] = plan.graph.outputs
-    with_masks = copy.deepcopy(dense, uncopied(dense))
+    with_masks = copy.deepcopy(_fresh(plan, dense), uncopied(dense))
     for n, t in named_tensors(with_masks).items():
         t.data = masked(plan, n, t)
     seen = [_module_outputs(m, inputs, seed) for m in (with_masks, pruned)]

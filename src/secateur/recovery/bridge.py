@@ -21,8 +21,8 @@ from secateur.engine.batches import (
 from secateur.engine.padding import Tokens, picked
 from secateur.engine.sequential import without_cache
 from secateur.errors import ConfigError, DataError
+from secateur.graph.forward import tensors_in
 from secateur.measure.calling import device_of, evaluating, to_device, unfused
-from secateur.plan.gaps import Gap, first_of
 from secateur.recovery.bias import add_to_bias
 from secateur.recovery.moments import Moments, is_transposed, weight_rows
 from secateur.recovery.registry import member
@@ -147,7 +147,7 @@ class _Gap:
     halves: tuple[Moments, Moments] = field(default_factory=lambda: (Moments(), Moments()))
 
 
-def _gaps(dense: nn.Module, dropped: Iterable[Gap]) -> tuple[list[_Gap], dict[str, str]]:
+def _gaps(dense: nn.Module, dropped: Iterable[Any]) -> tuple[list[_Gap], dict[str, str]]:
     """Runs of blocks that are missing, and what cannot be bridged, with the reason."""
     lists: dict[str, set[str]] = {}
     skipped = {}
@@ -185,7 +185,7 @@ def _seen(
 
         def note(what: str, gap: _Gap, name: str) -> None:
             def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-                x = first_of(args, kwargs) if what == "inputs" else _first(output)
+                x = tensors_in((args, kwargs))[0] if what == "inputs" else _first(output)
                 noted[what, gap.gone] = picked(x, tokens.rows(x, name)).float()
 
             module = dense.get_submodule(name)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.engine.batches import Forward, run, take
+from secateur.engine.calibration import checked
 from secateur.engine.inputs import LayerInputs
 from secateur.errors import DataError
 from secateur.measure.calling import device_of, evaluating, to_device, unfused
@@ -102,7 +103,7 @@ def dense_inputs(
     """
     seen = LayerInputs(dense, needs, only=layers)
     with evaluating(dense), unfused(), seen, torch.no_grad():
-        for batch in take(source, batches) if layers else ():
+        for batch in checked(dense, take(source, batches)) if layers else ():
             run(dense, to_device(batch, device_of(dense)), forward)
     found = {name.removesuffix(".weight") if "." in name else "": values
              for name, values in seen.result().items()}  # fmt: skip

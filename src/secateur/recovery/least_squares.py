@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.engine.batches import Forward, require, require_finite, require_teacher, take
+from secateur.engine.calibration import checked
 from secateur.errors import ConfigError, DataError
 from secateur.recovery.fed_less import fed_less
 from secateur.recovery.moments import Moments, execution_order, gather, weight_rows
@@ -83,7 +84,9 @@ class LeastSquares:
         require_finite(dense)
         places, skipped = fed_less(model, dense, plan, self.layers)
         rows = {name: outputs for name, (outputs, _) in places.items()}
-        batches = list(take(source, self.batches)) if rows and self.sequential else None
+        batches = (
+            list(checked(dense, take(source, self.batches))) if rows and self.sequential else None
+        )
         mended: dict[str, dict[str, float]] = {}
         before = {name: _tensors(model.get_submodule(name)) for name in rows}
         try:
@@ -92,7 +95,9 @@ class LeastSquares:
                 order = execution_order(model, rows, batches[0], self.forward)
                 groups = [({name: rows[name]}, calls) for name, calls in order.items()]
             for group, calls in groups:
-                stream = take(source, self.batches) if batches is None else iter(batches)
+                stream = (
+                    checked(dense, take(source, self.batches)) if batches is None else iter(batches)
+                )
                 moments = gather(model, dense, group, stream, self.forward, calls)
                 for name, seen in moments.items():
                     if not seen.count:

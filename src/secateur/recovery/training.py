@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from secateur.engine.batches import require_finite
+from secateur.engine.calibration import checked
 from secateur.engine.checkpoint import digest, load_state, restore_rng, rng_state, save_state
 from secateur.engine.dropout import rescaled_dropout
 from secateur.engine.hold import held
@@ -187,6 +188,7 @@ def _epoch(
 ) -> None:
     place, how = run.place, run.how
     batches = epoch_batches(data, how.seed, place.epoch, skip=place.position)
+    batches = checked(run.model, batches)
     if generators is not None and place.position:
         restore_rng(generators)
     run.model.train()

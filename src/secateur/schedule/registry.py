@@ -116,6 +116,8 @@ def find(
         0.2439
     """
     _load()
+    if not (isinstance(final, int | float) and 0 <= final < 1):
+        raise ConfigError(f"amount={final!r}: it is the fraction removed and must be in [0, 1)")
     if not all(map(math.isfinite, (final, initial, start, end))) or not (
         0 <= initial <= final < 1 and 0 <= start < end <= 1
     ):

@@ -20,7 +20,7 @@ from secateur.methods.registry import Method, belongs, find
 from secateur.methods.scoring import needs_initial
 from secateur.schedule import registry as schedules
 from secateur.training.gating import Gated
-from secateur.training.handle import ATTACHED, Handle, Sources
+from secateur.training.handle import ATTACHED, MASKED, Handle, Sources
 from secateur.training.hooks import hook
 from secateur.training.resume import restore
 from secateur.training.start import first_masks
@@ -103,6 +103,8 @@ def attach(
     given, model, optimizer = model, _unwrapped(model), _innermost(optimizer)
     _require_whole_number("seed", seed, None)
     _require_whole_number("steps", steps, 1)
+    if scaler is not None and not callable(getattr(scaler, "get_scale", None)):
+        raise ConfigError(f"scaler= is a {type(scaler).__name__}: give the loop's GradScaler")
     found = penalty_of(method) or _fixed(method)
     if found is None:
         found = find(method, amount, **options)
@@ -127,11 +129,6 @@ def attach(
             f"this {type(optimizer).__name__} has an attachment already: finish() or detach() it "
             "first"
         )
-    for name, p in model.named_parameters():
-        if getattr(p, ATTACHED, False):
-            raise ConfigError(
-                f"{name} is masked by another attachment: finish() or detach() it first"
-            )
     if isinstance(method, MaskSet):
         masked = method.check(model)
         parameters = _held(masked, optimizer, held)
@@ -154,6 +151,12 @@ def attach(
         whole = cut.spread({n: torch.ones(k) for n, k in cut.counts.items()})
         named = dict(model.named_parameters())
         parameters = {n: named[n] for n in named if n in whole or n in parameters}
+    for name, p in parameters.items():
+        if p in MASKED:
+            raise ConfigError(
+                f"{name} is masked by another attachment: finish() or detach() it first, or leave "
+                "it out with ignore="
+            )
     moment = Moment(
         step=0,
         steps=steps or 0,
@@ -258,9 +261,9 @@ def _held(
 
 
 def _schedule(method: Method, steps: int | None) -> schedules.Schedule | None:
-    seams = (method.penalty, method.gate, method.rule)
-    follows = any(getattr(seam, "scheduled", False) for seam in seams)
-    if steps is None and (follows or (method.amount is None and method.schedule != "one-shot")):
+    if steps is None and (
+        method.follows or (method.amount is None and method.schedule != "one-shot")
+    ):
         raise ConfigError(
             f"method {method.name!r} follows the progress of the run: give steps=, its number "
             "of optimizer steps"

@@ -52,11 +52,14 @@ def finish(
         raise ConfigError("finish(remove=True) traces the model: give example_inputs")
     for average in averages:
         handle.masks.check(average)
-    if moment.steps and moment.step < moment.steps and method.schedule != "one-shot":
-        handle.notes.append(
-            f"finished after {moment.step} of {moment.steps} steps: the schedule had reached "
-            f"{moment.amount:.3g} of {moment.target:.3g}"
-        )
+    if moment.steps and moment.step < moment.steps:
+        early = f"finished after {moment.step} of {moment.steps} steps"
+        if method.schedule != "one-shot":
+            handle.notes.append(
+                f"{early}: the schedule had reached {moment.amount:.3g} of {moment.target:.3g}"
+            )
+        elif method.follows:
+            handle.notes.append(f"{early}, which method {method.name!r} counts on for its target")
     if method.rule is not None:
         method.rule.finish(moment)
     if handle.gated is not None:

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from secateur.engine import ranks
-from secateur.engine.masks import MaskSet, keep_top
+from secateur.engine.masks import MaskSet
 from secateur.engine.seams import Moment
-from secateur.granularity.choose import choose, spared
+from secateur.granularity.choose import choose, keep_units, spared
 from secateur.granularity.registry import Units
 from secateur.methods.registry import Method
 from secateur.methods.scoring import element_scores
@@ -26,6 +27,9 @@ from secateur.training.resume import restore, state_of
 from secateur.training.validation import Stream
 
 ATTACHED = "_secateur_attached"
+# Parameters that an attachment acts on. Not an attribute of theirs, which copies and files of the
+# model would inherit, though nothing acts on these.
+MASKED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Sources:
     validation: Stream | None = None
 
 
-@dataclass
+@dataclass(repr=False)
 class Handle:
     """An attachment of a method to a training run; ``finish()`` ends it.
 
@@ -76,6 +80,10 @@ class Handle:
 
     # What users read.
 
+    def __repr__(self) -> str:
+        of = f" of {self.moment.steps}" if self.moment.steps else ""
+        return f"Handle({self.method.name}, step {self.steps}{of}, {self.sparsity:.2%} masked)"
+
     @property
     def steps(self) -> int:
         """Steps that are over."""
@@ -105,7 +113,9 @@ class Handle:
         """Penalties, masks that are due, and the gradients of what is masked."""
         moment = self.moment
         validation = self.sources.validation
-        weights = [p.grad for p in moment.model.parameters() if p.grad is not None]
+        # Its own alone: what another optimizer holds is still scaled, and skipped, by itself.
+        held = (p for group in moment.optimizer.param_groups for p in group["params"])
+        weights = [p.grad for p in held if p.grad is not None]
         searching = unscale(moment.optimizer, weights)
         if self.gated is not None:
             self.gated.require_reached()
@@ -304,12 +314,17 @@ class Handle:
         moment, gate = self.moment, self.gated.gate
         scores = None if self.method.amount is None else self.gated.scores()
         if gate.shared:
-            keep = self.gated.keeps()
-            if scores is not None:
-                keep = {
-                    n: keep_top(s, max(round(len(s) * (1 - moment.amount)), 1))
-                    for n, s in scores.items()
-                }
+            keep = (
+                self.gated.keeps()
+                if scores is None
+                else keep_units(
+                    scores,
+                    self.units,
+                    moment.amount,
+                    self.method.scope,
+                    allow_empty=self.allow_empty,
+                )
+            )
             moment.state.update({f"units.{n}": k.float() for n, k in keep.items()})
             moment.keep(keep)
         elif scores is None:
@@ -328,7 +343,7 @@ class Handle:
             self.gated.remove()
         self.moment.optimizer.__dict__.pop(ATTACHED, None)
         for p in self.moment.parameters.values():
-            p.__dict__.pop(ATTACHED, None)
+            MASKED.pop(p, None)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the run needs to go on exactly; for ``save_state`` or ``torch.save``."""

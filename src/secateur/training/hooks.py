@@ -8,7 +8,7 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-from secateur.training.handle import ATTACHED, Handle
+from secateur.training.handle import ATTACHED, MASKED, Handle
 
 
 def hook(handle: Handle) -> None:
@@ -44,7 +44,7 @@ def hook(handle: Handle) -> None:
     ]
     optimizer.__dict__[ATTACHED] = True
     for p in handle.moment.parameters.values():
-        setattr(p, ATTACHED, True)
+        MASKED[p] = True
 
 
 def _inside(frame: FrameType | None, caller: FrameType) -> bool:

@@ -17,6 +17,7 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "step": int,
     "steps": int,
     "amount": (int, float),
+    "target": (int, float),
     "masks": Mapping,
     "state": Mapping,
     "generator": Tensor,
@@ -33,6 +34,7 @@ def state_of(handle: Handle) -> dict[str, Any]:
         "step": moment.step,
         "steps": moment.steps,
         "amount": moment.amount,
+        "target": moment.target,
         "masks": {n: ranks.whole(m).clone() for n, m in moment.masks.items()},
         "state": {n: t.clone() for n, t in moment.state.items()},
         "generator": moment.generator.get_state(),
@@ -83,6 +85,11 @@ def _check(handle: Handle, state: Mapping[str, Any]) -> None:
         raise StoreError(
             f"the state is of a run of {state['steps']} steps, this one has "
             f"{handle.moment.steps}: attach with steps={state['steps']}, or the schedule would jump"
+        )
+    if state["target"] != handle.moment.target:
+        raise StoreError(
+            f"the state is of a run to amount={state['target']:g}, this one goes to "
+            f"{handle.moment.target:g}: attach with amount={state['target']:g}"
         )
     if handle.gated is not None:
         ours = handle.gated.state_dict()["aux"]

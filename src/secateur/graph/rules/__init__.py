@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from secateur.errors import ConfigError
+
 if TYPE_CHECKING:
     from secateur.graph.capture import Op
 
@@ -34,22 +36,72 @@ aten: Any = _Aten()
 
 
 def rule(*operators: Any) -> Callable[[Rule], Rule]:
-    """Register a function as the rule of the given operators (packets or overloads).
+    """Register a function as the rule of the given operators.
+
+    The function gets an ``Op``: ``op.arg(name)`` is an argument by its name in the operator's
+    schema, ``op.axes(tensor)`` are the axes of a tensor, one expression a dimension. It says which
+    axes are the same by ``secateur.graph.axes.unify``, which must stay by ``op.lock``, which
+    parameters are summed over by ``op.contracts``, over how many positions a statistic is taken by
+    ``op.statistical``; and returns the axes of the output, or a list of these for several outputs,
+    or None to leave everything that meets there whole.
+
+    Args:
+        operators: ``torch.ops.mylib.myop``, one of its overloads, or what ``custom_op`` made.
+
+    Raises:
+        ConfigError: Something else than an operator, or than a function as its rule.
 
     Example:
         >>> @rule(torch.ops.aten.relu)
         ... def relu(op):
         ...     return op.axes(op.arg("self"))
     """
+    keys = [_operator(o) for o in operators if o is not None]
+    if not operators:
+        raise ConfigError("rule() is of no operator: write @rule(torch.ops.mylib.myop)")
 
     def register(function: Rule) -> Rule:
-        for operator in operators:
-            if operator is not None:
-                _RULES[operator] = function
+        if not callable(function):
+            raise ConfigError(f"a rule is a function of an op, got {function!r}")
+        _RULES.update(dict.fromkeys(keys, function))
         find_rule.cache_clear()
         return function
 
     return register
+
+
+def _operator(given: Any) -> Any:
+    """What calls of the operator are known by, which is not what ``custom_op`` returns."""
+    made = getattr(given, "_opoverload", None)
+    if made is None and given != "pointwise" and not isinstance(given, _KINDS):
+        raise ConfigError(
+            f"rule takes operators, as torch.ops.mylib.myop, got {given!r}: write "
+            "@rule(torch.ops.mylib.myop) over the rule"
+        )
+    return given if made is None else made.overloadpacket
+
+
+_KINDS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+
+
+class RuleError(Exception):
+    """A rule cannot say what it is asked, or says what cannot be; ``trace`` tells the user."""
+
+
+def told(function: Rule, op: Op) -> Any:
+    """What a rule says of an operator.
+
+    Raises:
+        RuleError: The rule raised.
+    """
+    try:
+        return function(op)
+    except Exception as error:
+        name = getattr(function, "__qualname__", type(function).__name__)
+        raise RuleError(
+            f"the rule of {op.func} ({function.__module__}.{name}) raised "
+            f"{type(error).__name__}: {error}. The operator was given {', '.join(op.given)}"
+        ) from error
 
 
 @cache

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from secateur.engine.batches import inputs_of, logits_of
+from secateur.engine.batches import inputs_of, logits_of, require_seen
 from secateur.engine.padding import Tokens, picked
 from secateur.errors import ConfigError, DataError
 from secateur.graph.forward import tensors_of_output
@@ -62,6 +62,8 @@ def evolve(
     """The best set of gaps that was seen, in the order of the model."""
     generator = torch.Generator().manual_seed(depth.seed)
     dense = [_said(depth, batch, ()) for batch in depth.batches]
+    for values, logarithms in dense:
+        require_seen(values.exp() if logarithms else values, "what the model gives")
     known: dict[tuple[Gaps, int], float] = {}
 
     def fitness(gaps: Gaps, batches: int) -> float:

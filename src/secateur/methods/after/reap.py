@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.engine.batches import require_seen
 from secateur.engine.padding import picked, valid_rows
 from secateur.errors import BudgetError, PlanError
 from secateur.methods.depth import Depth
@@ -99,6 +100,8 @@ def saliency(depth: Depth) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             stack.callback(hook.remove)
         for batch in depth.batches:
             depth.output(batch)
+    for name, total in sums.items():
+        require_seen(total, f"what the experts of {name} add")
     return {n: s / tokens[n].clamp(min=1) for n, s in sums.items()}, tokens
 
 

@@ -23,8 +23,9 @@ def slicegpt(amount: float = 0.25) -> Method:
     """The residual stream gets narrower in all blocks alike; heads and neurons stay.
 
     Each block has one basis, and a matrix before it leads there from the basis of the block before
-    (the paper has a second one between attention and MLP, except where these are parallel). The
-    result is no stock model: ``sec.load`` loads it.
+    (the paper has a second one between attention and MLP, except where these are parallel): the
+    principal components of what its norms are given and of what it gives, behind blocks that are
+    sliced already. The result is no stock model: ``sec.load`` loads it.
 
     Args:
         amount: Fraction of the width removed, to a multiple of 8.
@@ -62,13 +63,19 @@ def sliced(
             f"keep={dict(keep)}: a narrower residual stream is counted by parameters: "
             'keep={"params": 0.8}'
         )
-    here = with_bases(depth, example_inputs)
-    width = here.classes[0].size
-    step = _ROUND if width >= 4 * _ROUND else 1
-    if amount is not None:
-        left = max(int((1 - amount) * width) // step * step, step) if amount else width
-    else:
-        left = _fitting(depth, here, width, step, (keep or {}).get("params", 1.0))
+    found: list[int] = []
+
+    def left_of(before: Bases) -> int:
+        width = before.classes[0].size
+        step = _ROUND if width >= 4 * _ROUND else 1
+        if amount is not None:
+            found.append(max(int((1 - amount) * width) // step * step, step) if amount else width)
+        else:
+            found.append(_fitting(depth, before, width, step, (keep or {}).get("params", 1.0)))
+        return found[0]
+
+    here = with_bases(depth, example_inputs, left_of)
+    width, left = here.classes[0].size, found[0]
     model: Any = here.graph.model
     for name in (name for names in here.norms.values() for name in names):
         neutral(model.get_submodule(name), (width / left) ** 0.5)

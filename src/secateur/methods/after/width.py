@@ -9,11 +9,11 @@ from secateur.methods.registry import Method, method
 def width(amount: float = 0.2) -> Method:
     r"""Heads and neurons compete by the Fisher information of their gates; the rest takes over.
 
-    A unit's score is $E_b[(\partial L_b / \partial m)^2]$ for a gate $m = 1$ on it, compared over
-    all blocks, as in ``mask_tuning``. What the removed inputs $P$ of a layer gave is then put into
-    the weights of those that stay, $W_{:,K} + W_{:,P} C_{PK} (C_{KK} + \lambda I)^{-1}$ with the
-    covariance $C$ of the dense model's inputs (recovery ``fold``), where ``mask_tuning`` only
-    rescales.
+    A unit's score is $E_b[(\partial L_b / \partial m)^2]$ for a gate $m = 1$ where it is made,
+    compared over all blocks, whatever it costs (criterion ``taylor_gate``). What the removed inputs
+    $P$ of a layer gave is then put into the weights of those that stay,
+    $W_{:,K} + W_{:,P} C_{PK} (C_{KK} + \lambda I)^{-1}$ with the covariance $C$ of the dense
+    model's inputs (recovery ``fold``), where ``mask_tuning`` only rescales.
 
     Args:
         amount: Fraction of the units removed.

@@ -58,12 +58,12 @@ class GroupSparsity(Penalty):
     def __post_init__(self) -> None:
         if self.variant not in ("l2", "lasso"):
             raise ConfigError(f"variant must be 'l2' or 'lasso', not {self.variant!r}")
-        if self.strength < 0 or self.growth < 0 or self.every < 1:
+        if not (self.strength >= 0 and self.growth >= 0 and self.every >= 1):
             raise ConfigError("strength and growth must not be negative, every at least 1")
 
     def importances(self, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
         """Sum of squares of every unit over all its coupled weights; class name -> (size,)."""
-        squares = {n: p.detach().float().square() for n, p in parameters.items()}
+        squares = {n: p.detach().abs().float().square() for n, p in parameters.items()}
         return {
             c.name: sum(
                 (

@@ -1,6 +1,7 @@
-"""Sparse Structure Selection: scaling factors on channels, sent to zero by an accelerated lasso."""
+"""Sparse Structure Selection: factors on channels or blocks, sent to zero by a faster lasso."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from secateur.methods.registry import Method, method
 
 @dataclass(frozen=True)
 class ScalingFactors(Gate):
-    r"""A factor $\lambda \ge 0$ for each channel, trained by accelerated proximal gradient steps.
+    r"""A factor $\lambda \ge 0$ for each unit, trained by accelerated proximal gradient steps.
 
     With the gradient $g$ of the loss, $S_\alpha$ soft thresholding by $\alpha$,
 
@@ -52,18 +53,24 @@ class ScalingFactors(Gate):
 
 @method(stage="during", paper="arXiv:1707.01213")
 def sparse_structure_selection(
-    *, strength: float = 0.01, lr: float = 0.1, momentum: float = 0.9
+    *,
+    strength: float = 0.01,
+    lr: float = 0.1,
+    momentum: float = 0.9,
+    granularity: Any = "channel",
 ) -> Method:
-    r"""Weights and factors are trained together; channels whose factor is zero at the end go.
+    r"""Weights and factors are trained together; units whose factor is zero at the end go.
 
-    How many follows from ``strength``. A factor stands before what last makes its channel (the
+    How many follows from ``strength``. A factor stands before what last makes its unit (the
     norm's scale and shift, or filter and bias without a norm), and is multiplied into these
-    weights at the end.
+    weights at the end. A block gives $x + \lambda F(x)$, and with $\lambda = 0$ what it is given.
 
     Args:
         strength: $\gamma$, the weight of $\sum |\lambda|$.
         lr: $\eta$, learning rate of the factors.
         momentum: $\mu$ of the factors.
+        granularity: "channel" is the paper's neurons, and its groups where a convolution has
+            groups; "layer" is its residual blocks.
 
     Example:
         >>> sparse_structure_selection().gate.strength
@@ -71,6 +78,6 @@ def sparse_structure_selection(
     """
     return Method(
         criterion=None,
-        granularity="channel",
+        granularity=granularity,
         gate=ScalingFactors(lr=lr, strength=strength, momentum=momentum),
     )

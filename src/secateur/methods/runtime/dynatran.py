@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secateur.engine.batches import require, run, take
+from secateur.engine.batches import require, require_seen, run, take
 from secateur.engine.runtime import Counted, put
 from secateur.errors import ConfigError, PlanError
 from secateur.measure.calling import device_of, evaluating, to_device
@@ -132,6 +132,7 @@ def curve(
         for batch in take(source):
             run(model, to_device(batch, device_of(model)))
     values = torch.cat(sizes)
+    require_seen(values, "the input of a linear layer")
     share = torch.tensor(weights, device=values.device).repeat_interleave(_POINTS) / _POINTS
     order = values.argsort()
     below = share[order].cumsum(0) - share[order]
