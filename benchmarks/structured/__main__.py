@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.cells import in_own_process
 from benchmarks.needed import need
 from benchmarks.structured import experts
-from benchmarks.structured.cell import TOKENS
+from benchmarks.structured.cell import HEALED, TOKENS
 from benchmarks.structured.clock import CASES
 from benchmarks.structured.clock import TOKENS as PROMPT
 from benchmarks.structured.clock import measured as timed_models
@@ -51,13 +51,20 @@ METHODS: tuple[dict[str, Any], ...] = (
     {"method": "shortened_llama", "tokens": FEWER},
     {"method": "sleb", "tokens": FEWER},
 )
+MORE_TOKENS = [64, 256]  # to train on for an epoch
 MORE: tuple[dict[str, Any], ...] = (
     {"method": "flap", "options": {"compensate": False}},
     {"method": "blockpruner", "tokens": FEWER},
+    {"method": "evopress", "tokens": FEWER},
     {"method": "sleb", "tokens": FEWER, "arguments": {"recovery": "bridge"}},
 )
-# Whole ones go, so their number is the goal.
-BLOCKS = ("depth", "shortgpt", "shortened_llama", "sleb")
+BLOCKS = (
+    "depth",
+    "shortgpt",
+    "shortened_llama",
+    "sleb",
+    "evopress",
+)  # whole ones go, so their number is the goal
 
 
 def _at(cell: dict[str, Any], amount: float) -> dict[str, Any]:
@@ -72,8 +79,9 @@ WANTED: tuple[dict[str, Any], ...] = (
     {"method": "slicegpt", "goal": {"amount": 0.2}},
     {"method": "slicegpt", "goal": {"amount": 0.3}},
     *(_at(cell, 0.2) for cell in MORE),
+    *(_at({"method": "width", "tokens": MORE_TOKENS, "healed": healed}, 0.2) for healed in HEALED),
 )
-_KEY = ("method", "goal", "options", "arguments", "tokens", "seed")
+_KEY = ("method", "goal", "options", "arguments", "tokens", "seed", "healed")
 
 
 def key(cell: dict[str, Any]) -> str:
@@ -126,13 +134,19 @@ def page(done: dict[str, dict[str, Any]]) -> str:
         f"`{name}` {', '.join(b.removeprefix('model.layers.') for b in blocks)}"
         for name, blocks in gone.items()
     ) + "."]  # fmt: skip
-    return "\n".join([*lines, *_clock(), *_experts(), *_gates(), *_vision()]) + "\n"
+    return (
+        "\n".join([*lines, *_healing(done), *_clock(), *_experts(), *_gates(), *_vision()]) + "\n"
+    )
 
 
 def _table(amount: float, done: dict[str, dict[str, Any]], dense: dict[str, Any]) -> list[str]:
     """All methods at one amount, the best first."""
     goals = ({"amount": amount}, {"keep": {"params": LEFT[amount]}})
-    cells = [done[key(w)] for w in WANTED if w.get("goal") in goals and key(w) in done]
+    cells = [
+        done[key(w)]
+        for w in WANTED
+        if w.get("goal") in goals and key(w) in done and "healed" not in w
+    ]
     lines = [
         "",
         f"## {amount:.0%} of what the blocks hold",
@@ -149,6 +163,32 @@ def _table(amount: float, done: dict[str, dict[str, Any]], dense: dict[str, Any]
             f"| {cell['wiki']} | {cell['web']} | {cell['choices']:.1%} "
             f"| {proven} | {cell['seconds']} "
             f"| {cell['memory_mb']} |"
+        )
+    return lines
+
+
+def _healing(done: dict[str, dict[str, Any]]) -> list[str]:
+    """What an epoch of training gives back."""
+    cells = [done[key(w)] for w in WANTED if "healed" in w and key(w) in done]
+    if not cells:
+        return []
+    lines = [
+        "",
+        "## Healing",
+        "",
+        f"`width` at {LEFT[0.2]:.0%} of the parameters, folded, then one epoch on the same "
+        f"{MORE_TOKENS[0]} pieces of {MORE_TOKENS[1]} tokens (the part of the Wikipedia text that "
+        "everything here is calibrated on): all weights or LoRA of rank 8, towards the next token, "
+        "or mostly towards what the dense model says (distilling). Web text shows what the "
+        "training forgets. One seed.",
+        "",
+        "| trained | Wikipedia | web | choices | seconds in all |",
+        "|---|---|---|---|---|",
+    ]
+    for cell in cells:
+        lines.append(
+            f"| {cell['healed']} | {cell['wiki']} | {cell['web']} | {cell['choices']:.1%} "
+            f"| {cell['seconds']} |"
         )
     return lines
 

@@ -9,6 +9,25 @@ import time
 from typing import Any
 
 TOKENS = (16, 512)  # pieces of calibration and their length, where a cell says nothing else
+HEALED = ("none", "fine-tune", "distil", "lora", "lora, distilling")  # after folding
+
+
+def healing(name: str) -> list[Any]:
+    """Folding, then an epoch of training: all weights or LoRA, with or without a teacher."""
+    from secateur.recovery import Distil, FineTune, recovery
+
+    def training(lr: float) -> dict[str, Any]:
+        return {"optimizer": "adamw", "lr": lr, "schedule": "one-cycle", "progress": False}
+
+    whole, thin = training(1e-4), training(1e-3)
+    after = {
+        "none": [],
+        "fine-tune": [FineTune(**whole)],
+        "distil": [Distil(base=FineTune(**whole))],
+        "lora": [recovery("lora", base=FineTune(**thin))],
+        "lora, distilling": [recovery("lora", base=Distil(base=FineTune(**thin)))],
+    }
+    return ["fold", *after[name]]
 
 
 def measure(wanted: dict[str, Any]) -> dict[str, Any]:
@@ -33,6 +52,9 @@ def measure(wanted: dict[str, Any]) -> dict[str, Any]:
         batches = [{"input_ids": ids, "labels": ids} for ids in pieces.ids.split(1)]
         for parameter in model.parameters():  # mapped files count only once they have been read
             parameter.sum()
+        arguments = dict(wanted.get("arguments", {}))
+        if "healed" in wanted:
+            arguments["recovery"] = healing(wanted["healed"])
         began = time.process_time()
         with Peak() as peak:
             result = sec.prune(
@@ -43,7 +65,7 @@ def measure(wanted: dict[str, Any]) -> dict[str, Any]:
                 measure=False,
                 progress=False,
                 **wanted["goal"],
-                **wanted.get("arguments", {}),
+                **arguments,
             )
         cell["seconds"] = round(time.process_time() - began, 1)
         cell["memory_mb"] = peak.megabytes
