@@ -14,12 +14,12 @@ from typing import Any
 
 from benchmarks.cells import in_own_process
 from benchmarks.llm import authors, page
-from benchmarks.llm.cell import DENSE
+from benchmarks.llm.cell import AGAIN, AUTHORS, DENSE
 from benchmarks.llm.store import PAGE, append, key, load
 from benchmarks.needed import need
 
 LEADING = ("default", "sparsegpt", "wanda", "magnitude", "admm", "sparseswaps", "alps")
-OTHERS = ("ria", "dsnot", "woodfisher")
+OTHERS = ("ria", "dsnot", "sparsellm", "woodfisher")
 TARGETS = ("50%", "2:4", "60%", "70%", "4:8")
 VARIANTS: tuple[dict[str, Any], ...] = (
     {"method": "default", "target": "50%", "arguments": {"scope": "uniform"}},
@@ -36,6 +36,7 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"method": "default", "target": "2:4", "arguments": {"propagate": "both"}},
     {"method": "default", "target": "2:4", "arguments": {"true_sequential": True}},
     {"method": "wanda", "target": "50%", "arguments": {"propagate": "dense"}},
+    {"method": "sparsegpt", "target": "50%", "arguments": {"propagate": "dense"}},
 )
 
 
@@ -58,16 +59,16 @@ CELLS: tuple[dict[str, Any], ...] = (
         if method != "magnitude"  # reads nothing
     ),
 )
+AT_DENSE = {"propagate": "dense"}
 THEIRS: tuple[dict[str, Any], ...] = (
-    {"method": "wanda", "target": "50%", "by": "authors"},
-    {"method": "sparsegpt", "target": "50%", "by": "authors"},
-    {"method": "sparsegpt", "target": "2:4", "by": "authors"},
-    {
-        "method": "wanda",
-        "target": "50%",
-        "by": "authors",
-        "arguments": {"propagate": "dense"},
-    },
+    {"method": "wanda", "target": "50%", "by": AUTHORS},
+    {"method": "wanda", "target": "50%", "by": AGAIN},
+    {"method": "wanda", "target": "50%", "by": AUTHORS, "arguments": AT_DENSE},
+    {"method": "sparsegpt", "target": "50%", "by": AUTHORS},
+    {"method": "sparsegpt", "target": "50%", "by": AGAIN},
+    {"method": "sparsegpt", "target": "50%", "by": AUTHORS, "arguments": AT_DENSE},
+    {"method": "sparsegpt", "target": "2:4", "by": AUTHORS},
+    {"method": "sparsegpt", "target": "2:4", "by": AGAIN},
 )
 
 
@@ -91,7 +92,7 @@ def main() -> None:
             or (options.cells is not None and ran >= options.cells)
         ):
             continue
-        if wanted.get("by") == "authors" and not authors.available(wanted["method"]):
+        if wanted.get("by") and not authors.available(wanted["method"]):
             print(f"{wanted['method']}: set {authors.FOLDERS[wanted['method']]} to their folder")
             continue
         cell = in_own_process("benchmarks.llm.cell", wanted)

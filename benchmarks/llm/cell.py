@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 DENSE = "dense"
+AUTHORS, AGAIN = "authors", "authors, samples reversed"
 PROMPTS = (
     "The river Danube is",
     "Once upon a time, a little girl",
@@ -104,11 +105,14 @@ def measure(wanted: dict[str, Any]) -> dict[str, Any]:
     dense = None
     if wanted["method"] != DENSE:
         batches = given["calibration"].batches()
+        by = wanted.get("by")
+        if by == AGAIN:  # the same sums in another order: what rounding alone changes
+            batches.reverse()
         for parameter in model.parameters():  # mapped files count only once they have been read
             parameter.sum()
         began = time.process_time()
         with Peak() as peak:
-            if wanted.get("by") == "authors":
+            if by:
                 zeros = authors.prune(
                     model, wanted["method"], goal(wanted["target"]), batches,
                     **wanted.get("arguments", {}),
@@ -121,8 +125,10 @@ def measure(wanted: dict[str, Any]) -> dict[str, Any]:
                     model, method, **goal(wanted["target"]), **wanted.get("arguments", {}),
                     data=batches, inplace=True, progress=False,
                 )  # fmt: skip
-        if wanted.get("by") == "authors":
-            cell |= zeros | {"agreement": agreement(model, _masks(wanted))}
+        if by:
+            other = wanted | {"by": AUTHORS if by == AGAIN else None}
+            cell |= zeros | {"agreement": agreement(model, _masks(other))}
+            zeros_of(model).save(_masks(wanted))
         else:
             result.masks.save(_masks(wanted))
             cell["sparsity"] = round(result.report.sparsity, 5)
@@ -136,18 +142,31 @@ def measure(wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def _masks(wanted: dict[str, Any]) -> Path:
-    """Where our masks of a cell are kept, so that the authors' can be compared with them."""
+    """Where the masks of a cell are kept, so that others can be compared with them."""
     from benchmarks.llm import material
     from benchmarks.llm.store import key
 
     folder = material.CACHE / "llm-masks"
     folder.mkdir(parents=True, exist_ok=True)
-    ours = key({name: value for name, value in wanted.items() if name != "by"})
-    return folder / f"{hashlib.sha256(ours.encode()).hexdigest()[:16]}.safetensors"
+    return folder / f"{hashlib.sha256(key(wanted).encode()).hexdigest()[:16]}.safetensors"
+
+
+def zeros_of(model: Any) -> Any:
+    """The masks of the zeros in the weights of the blocks' linear layers."""
+    from torch import nn
+
+    from secateur import MaskSet
+
+    layers = {
+        f"{name}.weight": module.weight
+        for name, module in model.model.layers.named_modules(prefix="model.layers")
+        if isinstance(module, nn.Linear)
+    }
+    return MaskSet({name: weight.detach() != 0 for name, weight in layers.items()})
 
 
 def agreement(model: Any, path: Path) -> float | None:
-    """The share of all weights of which our masks say what the zeros of a model say."""
+    """The share of all weights of which masks say what the zeros of a model say."""
     from secateur import MaskSet
 
     if not path.exists():

@@ -3,6 +3,7 @@
 from statistics import fmean, median, stdev
 from typing import Any
 
+from benchmarks.llm.cell import AGAIN, AUTHORS
 from benchmarks.llm.store import key
 
 HEAD = """# Pruning a language model after training
@@ -85,20 +86,26 @@ def _name(cell: dict[str, Any]) -> str:
 
 
 def _authors(cells: dict[str, dict[str, Any]]) -> list[str]:
-    """Their code beside ours."""
+    """Their code beside ours, and beside itself."""
     rows = []
     for cell in cells.values():
-        ours = cells.get(key({k: v for k, v in cell.items() if k != "by"}))
-        if cell.get("by") != "authors" or ours is None:
+        theirs = {AUTHORS: None, AGAIN: AUTHORS}
+        other = cells.get(key(cell | {"by": theirs.get(cell.get("by", ""))}))
+        if cell.get("by") not in theirs or other is None:
             continue
         same = "" if cell["agreement"] is None else f"{cell['agreement']:.4%}"
-        known = "memory_mb" in ours and cell.get("memory_mb")
-        memory = f"{ours['memory_mb'] / cell['memory_mb']:.2f}" if known else ""
+        if cell["by"] == AGAIN:
+            ours, whole = cell, other
+            ratios = " | "
+        else:
+            ours, whole = other, cell
+            known = "memory_mb" in ours and cell.get("memory_mb")
+            memory = f"{ours['memory_mb'] / cell['memory_mb']:.2f}" if known else ""
+            ratios = f"{ours['seconds'] / cell['seconds']:.2f} | {memory}"
+        who = "theirs, samples reversed" if cell["by"] == AGAIN else "ours"
         rows.append(
-            f"| {_name(cell)} | {cell['target']} | {same} | {cell['wiki']:.3f} "
-            f"| {ours['wiki']:.3f} ({ours['wiki'] / cell['wiki'] - 1:+.2%}) "
-            f"| {ours['seconds'] / cell['seconds']:.2f} "
-            f"| {memory} |"
+            f"| {_name(cell)} | {cell['target']} | {who} | {same} | {whole['wiki']:.3f} "
+            f"| {ours['wiki']:.3f} ({ours['wiki'] / whole['wiki'] - 1:+.2%}) | {ratios} |"
         )
     if not rows:
         return []
@@ -107,13 +114,14 @@ def _authors(cells: dict[str, dict[str, Any]]) -> list[str]:
         "",
         "On the same model and the same tokens: their classes for one layer, called block after",
         "block as their scripts do (`python -m benchmarks.llm --authors`). Time and memory are",
-        "ours divided by theirs. Rounding flips a few weights in a million in the first blocks;",
-        "what that changes in the inputs of the next flips more there. Where every block is given",
-        "the dense model's inputs (`propagate='dense'`) nothing adds up.",
+        "those of the other divided by theirs. Rounding flips a few weights in a million in the",
+        "first blocks; what that changes in the inputs of the next flips more there. How much that",
+        "is shows their own code when it is given the same samples in reverse order. Where every",
+        "block is given the dense model's inputs (`propagate='dense'`) nothing adds up.",
         "",
-        "| method | target | weights on which the masks agree | wiki, theirs | wiki, ours | time "
-        "| memory |",
-        "|---|---|---|---|---|---|---|",
+        "| method | target | beside theirs | weights on which the masks agree | wiki, theirs "
+        "| wiki, the other | time | memory |",
+        "|---|---|---|---|---|---|---|---|",
         *rows,
         "",
     ]
