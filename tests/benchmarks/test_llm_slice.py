@@ -66,17 +66,20 @@ def test_the_page_says_what_the_cells_hold(tmp_path: Path, monkeypatch: pytest.M
         made("wanda", 70.0),
         made("wanda", 74.0, seed=1),
         made("sparsegpt", 61.0, by="authors", agreement=0.995, seconds=50.0, memory_mb=400),
+        made("sparsegpt", 61.61, by=cell.AGAIN, agreement=0.991),
     ):
         if row["method"] == "dense":
             row["records"] = {"wiki": _record()}
         store.append(row)
     cells = store.load()
-    assert len(cells) == 7  # the newer of the two default cells counts
+    assert len(cells) == 8  # the newer of the two default cells counts
     text = page.made(cells)
     assert "| `default` | 48.0 | 50.0 | 50.0% | 30% | 100 | 200 |" in text
     assert "| `wanda` | 72.0 ± 2.8 | 50.0 ± 0.0 |" in text
     assert "| `sparsegpt` (scope='fisher') | 40.0 | 50.0 | 50.0% | 50% | 100 | 200 |" in text
-    assert "| `sparsegpt` | 50% | 99.5000% | 61.000 | 60.000 (-1.64%) | 2.00 | 0.50 |" in text
+    row = "| `sparsegpt` | 50% |"
+    assert f"{row} ours | 99.5000% | 61.000 | 60.000 (-1.64%) | 2.00 | 0.50 |" in text
+    assert f"{row} theirs, samples reversed | 99.1000% | 61.000 | 61.610 (+1.00%) |" in text
     assert "b / c" in text and text.index("`default`, 50%") > text.index("| dense | *a*")
 
 
