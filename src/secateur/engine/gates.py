@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,16 +76,9 @@ class Gates:
             if not self.awake:
                 return None
             first = output[0] if isinstance(output, tuple) else output
-            for name, dim, unit in at:
-                if not isinstance(first, Tensor) or -dim > first.dim():
-                    return None
-                if first.shape[dim] != len(unit):
-                    return None
-                # Positions of no unit have index -1: the one that is appended.
-                z = torch.cat([self.factors[name], self.factors[name].new_ones(1)])[unit]
-                shape = [1] * first.dim()
-                shape[dim] = len(unit)
-                first = first * z.view(shape).to(first.dtype)
+            first = scaled(first, at, self.factors)
+            if first is None:
+                return None
             return (first, *output[1:]) if isinstance(output, tuple) else first
 
         return gate
@@ -123,6 +116,31 @@ class Gates:
             for c, (t, s) in self.totals.items()
             if c in self.reached
         }
+
+
+def scaled(
+    x: Any, at: Sequence[tuple[str, int, Tensor]], factors: Mapping[str, Tensor]
+) -> Tensor | None:
+    """A tensor times the factors of its units; None if it is not what the places were found for.
+
+    Args:
+        x: What a module gives or is given.
+        at: Class, axis from the end, and unit of each position; -1 for positions of no unit.
+        factors: By class.
+
+    Example:
+        >>> scaled(torch.ones(1, 3), [("a", -1, torch.tensor([0, -1, 0]))], {"a": torch.zeros(1)})
+        tensor([[0., 1., 0.]])
+    """
+    for name, dim, unit in at:
+        if not isinstance(x, Tensor) or -dim > x.dim() or x.shape[dim] != len(unit):
+            return None
+        one = factors[name]
+        each = torch.cat([one, one.new_ones(1)])[unit.to(one.device)]  # of no unit: the last
+        shape = [1] * x.dim()
+        shape[dim] = len(unit)
+        x = x * each.view(shape).to(x.dtype)
+    return x if isinstance(x, Tensor) else None
 
 
 def gate_places(graph: Graph, c: UnitClass, flow: Dataflow) -> list[Place]:

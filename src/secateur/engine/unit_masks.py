@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.engine.gates import scaled
 from secateur.graph import Graph, UnitClass
 from secateur.graph.classes import module_of
 
@@ -60,16 +61,8 @@ class UnitMasks:
             x = args[0] if args else None
             if not self.awake or not isinstance(x, Tensor):
                 return None
-            for name, dim, unit in at:
-                factors = self.factors[name]
-                # Positions of no unit have index -1: the one that is appended.
-                each = torch.cat([factors, factors.new_ones(1)])[unit.to(factors.device)]
-                if -dim > x.dim() or x.shape[dim] != len(each):
-                    return None
-                shape = [1] * x.dim()
-                shape[dim] = len(each)
-                x = x * each.view(shape).to(x.dtype)
-            return (x, *args[1:])
+            masked = scaled(x, at, self.factors)
+            return None if masked is None else (masked, *args[1:])
 
         return mask
 
